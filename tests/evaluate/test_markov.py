@@ -9,7 +9,7 @@ import pytest
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError
-from megabase.evaluate.markov import DEFAULT_RATE, _MarkovModel, _train_markov
+from megabase.evaluate.markov import DEFAULT_RATE, _MarkovModel, train_markov
 from megabase.genome.alphabet import encode
 from megabase.genome.store import Genome
 
@@ -106,7 +106,7 @@ def store_of(tmp_path: Path, **contigs: str) -> Genome:
 
 def test_training_stays_inside_the_regions(tmp_path: Path) -> None:
     store = store_of(tmp_path, one="A" * 100 + "C" * 100, two="G" * 100)
-    model = _train_markov(store, Regions.of([0, 1], [0, 50], [100, 60]), 2)
+    model = train_markov(store, Regions.of([0, 1], [0, 50], [100, 60]), 2)
     assert model.counts(0).tolist() == [[100, 0, 10, 0]]
     # The ten G begin without context, so two of them have no context of two bases.
     assert model.counts(2).sum() == 98 + 8
@@ -116,7 +116,7 @@ def test_fitted_rates_beat_the_fixed_one_on_noise(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     noise = "".join(generator.choice(list("ACGT"), size=60_000))
     store = store_of(tmp_path, noise=noise)
-    model = _train_markov(store, Regions.of([0], [0], [50_000]), 8)
+    model = train_markov(store, Regions.of([0], [0], [50_000]), 8)
     assert model.bases == 50_000
     held_out = store.view(0)[50_000:]
     fixed = -model.log_probabilities(held_out, 8)[-1].mean()
@@ -133,7 +133,7 @@ def test_unusable_requests_are_refused(tmp_path: Path) -> None:
         _MarkovModel(2).log_probabilities(encode("ACGT"), rates=[1.0])
     store = store_of(tmp_path, gap="N" * 50)
     with pytest.raises(InputError, match="hold no A, C, G or T"):
-        _train_markov(store, Regions.whole(store.lengths), 2)
+        train_markov(store, Regions.whole(store.lengths), 2)
 
 
 def test_default_rate_is_eight() -> None:

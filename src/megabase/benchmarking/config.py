@@ -160,11 +160,43 @@ class BiotypeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VariantsConfig:
+    """Tables of variants with labels, and how models score them."""
+
+    genome: str | None = None
+    """Genome store or FASTA file of the assembly of the tables."""
+    layout: Literal["table", "traitgym", "clinvar", "brca1", "brca2", "caqtl", "dsqtl"] = "table"
+    """table: columns chrom, pos (1-based), ref, alt, label, and where there are such match_group
+    and subset; the others as they are published (docs/variants.md)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Other names of columns: chrom, pos, ref, alt, label, match_group, subset -> column."""
+    positive: list[str] = field(default_factory=list)
+    """Labels of the positive rows; empty: those of the layout (table: 1, true, yes)."""
+    zero_based: bool = False
+    """Positions of a table begin at 0."""
+    scores: list[str] = field(default_factory=list)
+    """Columns with scores of others, higher for the positive (phyloP, CADD); -COLUMN turns one."""
+    swapped: Literal["turn", "refuse"] = "turn"
+    """What is done when ALT is what the genome has and REF is not: exchange them, or stop."""
+    genes: str | None = None
+    """GFF3 or GTF file, for the distance to the nearest exon and the rule of consequences."""
+    min_stars: int = 1
+    """Least review stars of rows of ClinVar."""
+    methods: list[str] | str = field(default_factory=list)
+    """Methods of `megabase variants`; empty: all that take one pass of the model."""
+    window: int | None = None
+    """Bases of the window of an allele; null: up to 1,024."""
+    calibration: str | None = None
+    """Calibration of the methods, as for `megabase variants`; adds a row for their z values."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(Settings):
     """One sweep: a suite, models, a protocol, seeds."""
 
     suite: str
-    """genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table."""
+    """genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype, variants or
+    table."""
     output: str
     """Folder of the sweep: runs, results.parquet, results.md, results.html."""
     data: str | None = None
@@ -219,6 +251,8 @@ class BenchmarkConfig(Settings):
     """Suite chromatin."""
     biotype: BiotypeConfig = field(default_factory=BiotypeConfig)
     """Suite biotype."""
+    variants: VariantsConfig = field(default_factory=VariantsConfig)
+    """Suite variants."""
     resume: bool = False
     """Continue in an output folder: finished runs are kept, an interrupted one continues."""
     overwrite: bool = False
@@ -264,7 +298,7 @@ class BenchmarkConfig(Settings):
     @property
     def task_names(self) -> list[str]:
         """Tasks asked for."""
-        return _words(self.tasks)
+        return split_words(self.tasks)
 
     @property
     def seed_numbers(self) -> list[int]:
@@ -279,10 +313,11 @@ class BenchmarkConfig(Settings):
     def entries(self) -> list[ModelEntry]:
         """Models asked for."""
         given = self.models
-        models = _words(given) if isinstance(given, str) else given
+        models = split_words(given) if isinstance(given, str) else given
         return [ModelEntry(name=m, start=m) if isinstance(m, str) else m for m in models]
 
 
-def _words(given: Sequence[str] | str) -> list[str]:
+def split_words(given: Sequence[str] | str) -> list[str]:
+    """Give the items of a list, which may be written with commas."""
     words = given.strip("[] ").split(",") if isinstance(given, str) else given
     return [word.strip(" '\"") for word in words if word.strip()]

@@ -34,6 +34,36 @@ def check_entry(config: BenchmarkConfig, entry: ModelEntry) -> None:
         _with_settings(base, settings)
 
 
+def open_entry(entry: ModelEntry, kinds: Sequence[str]) -> Any:
+    """Load a model, or build it with fresh weights, as the first of these kinds that it can be."""
+    import torch
+
+    from megabase.models.auto import load_config, load_model
+    from megabase.models.families import FAMILIES, family_of
+    from megabase.models.presets import find_preset
+
+    start = entry.model_fields()
+    unknown = sorted(set(entry.settings) - {"overrides"})
+    if unknown:
+        raise InputError(f"{entry.name}: no model is trained, so {unknown[0]} has no meaning")
+    torch.manual_seed(0)
+    if "model" in start:
+        folder = None if start["model"] == "default" else start["model"]
+        settings = load_config(folder)
+        family = family_of(settings.model_type)
+    else:
+        name = start.get("family") or find_preset(start["preset"]).family
+        family = FAMILIES[name]
+        fields = dict(find_preset(start["preset"]).config) if "preset" in start else {}
+        settings = family.config_class()(**{**fields, **entry.settings.get("overrides", {})})
+    kind = next((kind for kind in kinds if family and kind in family.classes()), None)
+    if family is None or kind is None:
+        raise InputError(f"{entry.name} cannot be opened as {' or '.join(kinds)}")
+    if "model" in start and not start.get("from_scratch"):
+        return load_model(folder, kind).eval()
+    return family.classes()[kind](settings).eval()  # pyright: ignore[reportArgumentType]
+
+
 def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> BenchmarkConfig:
     """Name the tasks of ``task_settings`` in full, those of the entries too.
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from megabase.training.run_data import RunData
 
 PROTOCOLS: dict[str, str] = {
+    "zero-shot": (
+        "nothing is trained on the labels; scores are turned so that higher is more damaging; "
+        "intervals are of resampled match groups (rows where there are none)"
+    ),
     "holdout": (
         "the data's own validation rows, or a tenth of the training rows of each class drawn with "
         "the run's seed, choose the checkpoint; the test rows are scored once, at the end; mean "

@@ -25,7 +25,7 @@ from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.models import check_entry, finetune_settings, settings_by_task
 from megabase.benchmarking.rows import Splitter, Unit
 from megabase.benchmarking.suites import SUITES
-from megabase.benchmarking.suites.base import Suite, Task
+from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, Task
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import InputError, RunError
 from megabase.evaluate import metrics
@@ -40,9 +40,6 @@ from megabase.training.run_folder import RunFolder, environment
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_FORMAT = 1
-"""Of records: raised when a field changes its meaning."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +101,12 @@ def run_benchmark(
                 require_baseline()
             else:
                 check_entry(config, entry)
-        if suite.fit is not None:
+        if suite.fit is not None or suite.load is None:
             _check_overlap(config)
         _start(config, output)
         sweep = _Sweep(config, output, suite, console, done)
+        if suite.load is None:
+            return [one for name in names for one in suite.run(config, name, output, sweep.show)]
         return [record for name in names for record in sweep.run(suite.load(config, name))]
 
 
@@ -124,7 +123,7 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
         if not entry.is_baseline
     }
     values = {
-        "format": _FORMAT, "config": asdict(config), "environment": environment(),
+        "format": RECORD_FORMAT, "config": asdict(config), "environment": environment(),
         "starts": starts,
     }  # fmt: skip
     if config.resume:
@@ -177,7 +176,8 @@ class _Sweep:
         self._earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
         """(model, unit) -> record of its run on the task before."""
 
-    def _show(self, text: str) -> None:
+    def show(self, text: str) -> None:
+        """Say what is done, where somebody listens."""
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False)
 
@@ -215,7 +215,7 @@ class _Sweep:
                 self._earlier[place] = record
                 value = record["test"].get(task.metric)
                 shown = "not defined" if value is None else f"{value:.4f}"
-                self._show(
+                self.show(
                     f"{task.name}  {entry.name}  {unit.name}: {task.metric} {shown}  "
                     f"({record['seconds'] / 60:.1f} min)"
                 )
@@ -284,7 +284,7 @@ class _Sweep:
             result = _finetune(replace(run, **files, seed=unit.seed, output=str(folder)))
             result["chosen"] = dict(chosen)
         record = {
-            "format": _FORMAT, "suite": task.suite, "task": task.name, "model": entry.name,
+            "format": RECORD_FORMAT, "suite": task.suite, "task": task.name, "model": entry.name,
             "start": entry.start, "compare": entry.compare,
             "overrides": settings.get("overrides", {}),
             "key": hash_of(
@@ -327,7 +327,7 @@ class _Sweep:
             value = found["valid"].get(found["monitor"])
             value = -math.inf if value is None else value
             value = value if metrics.higher_is_better(found["monitor"]) else -value
-            self._show(
+            self.show(
                 f"{job.task.name}  {job.entry.name}  tuning {chosen}: validation "
                 f"{found['monitor']} {abs(value):.4f}"
             )

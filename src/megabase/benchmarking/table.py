@@ -11,6 +11,7 @@ from typing import Any
 
 from megabase.benchmarking.rows import PROTOCOLS, describe_leaks
 from megabase.evaluate.metrics import bootstrap_interval
+from megabase.evaluate.variant_metrics import VARIANT_METRICS
 from megabase.genome.files import atomic_file, write_whole
 from megabase.tasks.run import markdown_table, spread
 
@@ -19,8 +20,8 @@ _FAMILY_NAMES = {
     "deepsea": "DeepSEA", "bigbird": "BigBird",
 }  # fmt: skip
 """Family -> its name in the tables of papers."""
-_METRIC_NAMES = {"mcc": "MCC", "f1": "F1", "auroc": "AUROC", "auprc": "AUPRC"}
-"""Metrics that are written in capitals."""
+_METRIC_NAMES = VARIANT_METRICS | {"mcc": "MCC", "f1": "F1"}
+"""Metrics that are written otherwise than they are named."""
 
 
 _Record = Mapping[str, Any]
@@ -50,8 +51,8 @@ class Tables:
 
         def rank(item: tuple[str, ...]) -> tuple[Any, ...]:
             suite, task, protocol, model, key = item
-            length = groups[item][0]["length"] or 0
-            return suite, length, task, protocol, place.get(model, len(place)), model, key
+            length, number = groups[item][0]["length"] or 0, groups[item][0].get("number", 0)
+            return suite, length, task, protocol, place.get(model, len(place)), number, model, key
 
         self.lines: list[dict[str, Any]] = []
         """Rows of ``summary.parquet``: ``spread`` is the standard deviation over runs (cv5: half of
@@ -120,7 +121,9 @@ def _line(runs: Sequence[_Record], name: str, resamples: int) -> dict[str, Any]:
     if first["protocol"] == "cv5" and len(values) > 1:
         deviation = (max(values) - min(values)) / 2
     low, high = None, None
-    if resamples and not math.isnan(mean):
+    if "intervals" in first:
+        low, high = first["intervals"].get(metric, (None, None))
+    elif resamples and not math.isnan(mean):
         key = tuple((r["path"], r["test_rows"]) for r in runs)
         low, high = bootstrap_interval(key, first["kind"], metric, resamples)
     said = _published(first)
@@ -161,6 +164,12 @@ def _cell(value: float | None, form: str = ".3f") -> str:
     return "" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
+def _estimate(record: _Record, metric: str) -> str:
+    """Show a further metric with its interval."""
+    value, (low, high) = record["test"][metric], record["intervals"].get(metric, (None, None))
+    return _cell(value) + ("" if low is None else f" ({_cell(low)} to {_cell(high)})")
+
+
 def _table_cells(
     lines: Sequence[_Record], records: Sequence[_Record]
 ) -> tuple[list[str], list[list[str]]]:
@@ -168,10 +177,11 @@ def _table_cells(
     metric = lines[0]["metric"]
     groups = list(records[0]["groups"])
     apart = _metrics_apart(records)
+    measured = [name for name in records[0].get("intervals", ()) if name != metric]
     head = [
         "model", "protocol", _METRIC_NAMES.get(metric, metric), "+-", "95 % interval", "runs",
         *(f"{_METRIC_NAMES.get(name, name)} apart" for name in apart),
-        *(f"median AUROC {group}" for group in groups),
+        *(f"median AUROC {group}" for group in groups), *(_METRIC_NAMES[x] for x in measured),
         "parameters", "minutes a run", "minutes in all", "published", "difference", "published as",
     ]  # fmt: skip
     rows: list[list[str]] = []
@@ -184,7 +194,8 @@ def _table_cells(
                     for group in groups]  # fmt: skip
         rows.append([
             line["model"], line["protocol"], _cell(line["mean"]), _cell(line["spread"]), interval,
-            f"{line['runs']}", *map(_cell, further), f"{line['parameters']:,}",
+            f"{line['runs']}", *map(_cell, further), *(_estimate(own[0], x) for x in measured),
+            f"{line['parameters']:,}",
             f"{line['minutes']:.1f}", f"{line['total_minutes']:.1f}", _cell(line["published"]),
             _cell(line["difference"], "+.3f"), line["published_source"] or "",
         ])  # fmt: skip

@@ -107,7 +107,7 @@ def read_text(
         if suffix in _FASTA:
             text = _read_fasta(path, fasta_label)
         else:
-            text = _read_table(path, _frame(path, suffix), sequence, label)
+            text = _read_table(path, read_frame(path), sequence, label)
     return text.checked()
 
 
@@ -115,9 +115,11 @@ def _suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def _frame(path: Path, suffix: str) -> pl.DataFrame:
+def read_frame(path: Path) -> pl.DataFrame:
+    """Read CSV, TSV (plain or gzip; all cells as text) or Parquet with a header."""
     import polars as pl
 
+    suffix = _suffix(path)
     if suffix in _PARQUET:
         return read_parquet(path, InputError)
     # As text: whether "01" is a number is for the labels to say, not for the reader.
@@ -185,7 +187,7 @@ def read_sequence_table(
     import polars as pl
 
     path = Path(path)
-    frame = _frame(path, _suffix(path))
+    frame = read_frame(path)
     names = (sequence,) if sequence else _SEQUENCE_NAMES
     column = _column(path, frame.columns, names, "sequence", bare=True)
     named = next((name for name in _ROW_NAMES if name in frame.columns and name != column), None)

@@ -144,7 +144,7 @@ class _MarkovModel:
         return seen.astype(np.float64), after.sum(-1, dtype=np.float64)
 
 
-def _train_markov(store: Genome, regions: Regions, max_order: int = 12) -> _MarkovModel:
+def train_markov(store: Genome, regions: Regions, max_order: int = 12) -> _MarkovModel:
     """Count k-mers in regions of a genome, streaming over them, and fit the rates.
 
     One part in twenty, spread evenly and at most 1 Mb, is held back; the rates are chosen by its
@@ -220,7 +220,7 @@ def score_baselines(
     model, orders 0 to `max_order` with one fixed rate and the same with fitted rates (left out
     where the training regions are too short to hold a part back), and the bases that were counted.
     """
-    markov = None if train_regions is None else _train_markov(store, train_regions, max_order)
+    markov = None if train_regions is None else train_markov(store, train_regions, max_order)
     names: list[tuple[str, int | None, tuple[float, ...], bool]] = [("uniform", None, (), False)]
     for fitted, rates in enumerate(_rates(markov)):
         names += [

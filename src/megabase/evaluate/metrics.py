@@ -297,7 +297,7 @@ def measure_table(
         elif name in _COUNTED:
             found[name] = _COUNTED[name](confusion)
         else:
-            metric = _auroc_of_counts if name == "auroc" else _auprc_of_counts
+            metric = auroc_of_counts if name == "auroc" else auprc_of_counts
             # Of two classes the second is the positive one; of more, each is, in turn.
             chosen = histograms[1:] if classes == 2 else histograms
             each = [metric(no, yes) for no, yes in chosen if no.any() and yes.any()]
@@ -305,13 +305,13 @@ def measure_table(
     return found
 
 
-def _auroc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
+def auroc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
     """Share of (yes, no) pairs in the right order; equal ones count half."""
     below = np.cumsum(no) - no
     return float((yes * (below + no / 2)).sum() / (yes.sum() * no.sum()))
 
 
-def _auprc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
+def auprc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
     """Average precision: the mean over yes of the precision at its score."""
     yes, no = yes[::-1], no[::-1]
     hits, said = np.cumsum(yes), np.cumsum(yes + no)

@@ -12,6 +12,7 @@ SUITES: dict[str, tuple[str, str]] = {
     "chromatin": ("chromatin", "chromatin profiles from coordinates or peak files, median AUROC"),
     "species": ("species", "which species a segment is from, accuracy at growing length"),
     "biotype": ("biotype", "gene biotypes from frozen embeddings, weighted F1"),
+    "variants": ("variants", "labeled variants, scored without training on the labels, AUPRC"),
     "table": ("labeled", "any labeled files"),
 }
 """Name on the command line -> module here, what it is."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from megabase.benchmarking.run import Job
 
 
+RECORD_FORMAT = 1
+"""Of records: raised when a field changes its meaning."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One data set of a suite."""
@@ -57,13 +61,17 @@ class Suite(NamedTuple):
 
     names: Callable[[BenchmarkConfig], list[str]]
     """Names the tasks to run, of those found in the data."""
-    load: Callable[[BenchmarkConfig, str], Task]
+    load: Callable[[BenchmarkConfig, str], Task] | None
     """Reads or makes one of them."""
     fit: Callable[[BenchmarkConfig, Job, Path, Path], dict[str, Any]] | None = None
     """Takes the place of fine-tuning and of the baselines: from a run, the folder of the sweep and
     that of the run to its record."""
     require: Callable[[], None] = lambda: None
     """Refuses to begin without the packages that it needs."""
+    run: Callable[[BenchmarkConfig, str, Path, Callable[[str], None]], list[dict[str, Any]]] = (
+        lambda *_: []
+    )
+    """Without ``load``: runs a task in the folder of the sweep, saying what is done, to records."""
 
 
 def published(suite: str, task: str | int, metric: str = "") -> tuple[Mapping[str, Any], ...]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
+from megabase.benchmarking.models import open_entry
 from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
 from megabase.data.label_files import read_text
 from megabase.data.labeled import LabeledSequences, label_splits
@@ -145,7 +146,7 @@ def _embed(
         values = np.asarray(kmer_counts(genes, max(words)).toarray(), dtype=np.float32)
         about: dict[str, Any] = {"family": "kmer", "parameters": 0}
     else:
-        model = _model(entry)
+        model = open_entry(entry, ("base",))
         about = {
             "family": str(model.config.model_type),
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -154,34 +155,6 @@ def _embed(
     about["seconds"] = time.perf_counter() - started
     write_arrays(file, {"values": values, "about": np.array(json.dumps(about))})
     return values, about
-
-
-def _model(entry: ModelEntry) -> Any:
-    """Load a model without its head, or build it with fresh weights."""
-    import torch
-
-    from megabase.models.auto import load_config, load_model
-    from megabase.models.families import FAMILIES, family_of
-    from megabase.models.presets import find_preset
-
-    start = entry.model_fields()
-    unknown = sorted(set(entry.settings) - {"overrides"})
-    if unknown:
-        raise InputError(f"{entry.name}: biotype trains no model, so {unknown[0]} has no meaning")
-    torch.manual_seed(0)
-    if "model" in start and not start.get("from_scratch"):
-        return load_model(None if start["model"] == "default" else start["model"], "base").eval()
-    if "model" in start:
-        settings = load_config(None if start["model"] == "default" else start["model"])
-        family = family_of(settings.model_type)
-    else:
-        name = start.get("family") or find_preset(start["preset"]).family
-        family = FAMILIES[name]
-        fields = dict(find_preset(start["preset"]).config) if "preset" in start else {}
-        settings = family.config_class()(**{**fields, **entry.settings.get("overrides", {})})
-    if family is None or "base" not in family.classes():
-        raise InputError(f"{entry.name} has no hidden states to embed with")
-    return family.classes()["base"](settings).eval()  # pyright: ignore[reportArgumentType]
 
 
 def _pieces(model: Any, genes: LabeledSequences, config: BiotypeConfig) -> npt.NDArray[np.float32]:

@@ -27,13 +27,13 @@ def _add_benchmark(parser: ArgumentParser) -> None:
 def _benchmark(args: Namespace) -> int:
     """Measure models on benchmark suites: several models, seeds and tasks, one protocol, one table.
 
-    SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table
-    (any labeled files). Before training, rows that occur in several splits are counted. The output
-    folder gets results.md, results.parquet, summary.parquet, results.html and the run folders.
-    --resume resumes an interrupted sweep, or adds models, tasks and seeds to a finished one. The
-    word collect in place of a suite makes one table of several sweeps (--data A,B --output C). Exit
-    status: 0 at the end, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a
-    checkpoint was saved.
+    SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype, variants
+    or table (any labeled files). Before training, rows that occur in several splits are counted.
+    The output folder gets results.md, results.parquet, summary.parquet, results.html and the run
+    folders. --resume resumes an interrupted sweep, or adds models, tasks and seeds to a finished
+    one. The word collect in place of a suite makes one table of several sweeps (--data A,B --output
+    C). Exit status: 0 at the end, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it
+    after a checkpoint was saved.
     """
     if args.suite == "collect":
         return _collect(args)
@@ -97,5 +97,7 @@ def _finish(tables: Tables, output: Path, page: bool) -> None:
 VERBS = {
     "benchmark": Verb(_add_benchmark, _benchmark, (
         "megabase benchmark gue --data GUE --models kmer,default --output runs/gue",
+        "megabase benchmark variants --data test.parquet --variants.layout traitgym "
+        "--variants.genome hg38.mb --models default --output runs/mendelian",
     )),
 }

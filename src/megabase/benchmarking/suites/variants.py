@@ -1,0 +1,270 @@
+"""Labeled variants: which scores find the damaging ones, without training on the labels.
+
+``DATA`` is a table (CSV, TSV, Parquet, for ClinVar VCF), or a folder of them, each a task. Beside
+every model and method stand rows that need no network: the kind of the change, CpG, a Markov model,
+k-mer counts, with an annotation the distance to the nearest exon and a rule of consequences, and
+columns of the table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, split_words
+from megabase.benchmarking.models import open_entry
+from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, choose_tasks, need_folder
+from megabase.benchmarking.suites.variant_tables import VariantTable, read_variant_table
+from megabase.data.label_files import read_parquet
+from megabase.data.regions import Regions
+from megabase.data.sources import genome_store
+from megabase.errors import InputError
+from megabase.evaluate.markov import train_markov
+from megabase.evaluate.variant_metrics import VARIANT_METRICS, measure_variants, numbered
+from megabase.genome.alphabet import encode
+from megabase.genome.consequences import SEVERITY, Annotation
+from megabase.genome.files import file_digest, without_nan, write_json, write_whole
+from megabase.genome.kmers import pack_kmers
+from megabase.genome.store import Genome
+from megabase.genome.vcf import VcfRecord
+from megabase.inference.variants.calibration import columns, context_of
+from megabase.inference.variants.scorer import METHODS
+from megabase.inference.variants.vcf_file import score_variants_file
+from megabase.models.loading import Loaded, load
+
+_Values = NDArray[np.float64]
+_INSTRUCTIONS = "name a table of labeled variants, or a folder of them (docs/variants.md)"
+_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".vcf", ".bcf")
+"""Endings of tables, compression left out."""
+_TRANSITIONS = ("AG", "GA", "CT", "TC")
+"""Changes of a purine to a purine, or of a pyrimidine to a pyrimidine."""
+_TURNED = 0.45
+"""AUROC below which, with its interval below a half, a sign looks turned."""
+_ORDER, _WORD = 10, 8
+"""Highest order of the Markov model and longest k-mer: what a genome of gigabases can fill."""
+
+
+def _tables(config: BenchmarkConfig) -> dict[str, Path]:
+    """Find the tables by the names of their tasks."""
+    root = need_folder(config.data, "variants", _INSTRUCTIONS)
+    files = [root] if root.is_file() else sorted(p for p in root.iterdir() if p.is_file())
+    ours = [p for p in files if p.name.lower().removesuffix(".gz").endswith(_SUFFIXES)]
+    if not ours:
+        raise InputError(f"{root} holds no table; {_INSTRUCTIONS}")
+    return {
+        p.absolute().parent.name if p.name.startswith("test.") else p.name.split(".")[0]: p
+        for p in ours
+    }
+
+
+def _names(config: BenchmarkConfig) -> list[str]:
+    """Name the tasks to run."""
+    if config.variants.genome is None:
+        raise InputError("variants needs variants.genome=...: a genome store or FASTA file")
+    if config.metric is not None and config.metric not in VARIANT_METRICS:
+        raise InputError(f"{config.metric} is not one of {', '.join(VARIANT_METRICS)}")
+    return choose_tasks(list(_tables(config)), config.task_names, str(config.data))
+
+
+def _run(
+    config: BenchmarkConfig, name: str, output: Path, show: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure all baselines, models and methods on a table."""
+    chosen, path, records = config.variants, _tables(config)[name], list[dict[str, Any]]()
+    metric = config.metric or next(iter(VARIANT_METRICS))
+    with genome_store(chosen.genome or "") as store:
+        table = read_variant_table(path, store, chosen)
+        frame, folder = table.frame, output / "runs" / f"variants.{name}"
+        label = frame["label"].to_numpy()
+        contigs = [record.contig for record in table.records]
+        group = [str(number) for number in range(frame.height)]
+        if "match_group" in frame.columns:
+            group = frame["match_group"].fill_null("").to_list()
+        subsets = frame["subset"].fill_null("") if "subset" in frame.columns else None
+        about = {
+            "format": RECORD_FORMAT, "suite": "variants", "task": name, "compare": None,
+            "overrides": {}, "key": file_digest(path)[:8], "protocol": "zero-shot", "recipe": None,
+            "seed": 0, "fold": None, "metric": metric, "metrics": list(VARIANT_METRICS),
+            "kind": "classes", "classes": ["negative", "positive"], "groups": {}, "official": False,
+            "length": None, "published": [], "settings": {}, "valid": {}, "tuning_seconds": 0.0,
+            "rows": {"test": len(label)},
+            "test_rows": file_digest(path), "chosen": {}, "trained_parameters": 0,
+        }  # fmt: skip
+        rows = _baselines(table, store, chosen.genes, chosen.scores)
+        for entry in config.entries:
+            if not entry.is_baseline:
+                rows = _chain(rows, _model_rows(config, entry, table, store, folder))
+        for number, (title, start, values, facts) in enumerate(rows):
+            slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in title)
+            file = folder / slug / "record.json"
+            if file.is_file():
+                records.append(json.loads(file.read_text()))
+                continue
+            found = measure_variants(
+                values, label, numbered(contigs), None if subsets is None else numbered(subsets),
+                numbered(group), config.bootstrap,
+            )  # fmt: skip
+            scored = int(np.isfinite(values).sum())
+            notes = [f"{label.sum():,} of the rows are positive", *table.notes]
+            if scored < len(values):
+                notes.append(f"{title} has no score for {len(values) - scored:,} rows")
+            area = found["auroc"]
+            if area.high < 0.5 and area.value < _TURNED:
+                notes.append(
+                    f"{title}: AUROC {area.value:.3f} ({area.low:.3f} to {area.high:.3f}) lies "
+                    "below 0.5: the sign of the labels or of this score looks turned"
+                )
+            record = without_nan({
+                **about, "model": title, "start": start, "folder": slug, "number": number, **facts,
+                "test": {key: one.value for key, one in found.items()},
+                "intervals": {key: [one.low, one.high] for key, one in found.items()
+                              if not math.isnan(one.value)}, "notes": notes,
+            })  # fmt: skip
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, record)
+            records.append(record)
+            show(f"{name}  {title}: AUROC {area.value:.4f}")
+    return records
+
+
+_Row = tuple[str, str, _Values, dict[str, Any]]
+"""Title, model, scores that are higher for damaging variants, and further fields of a record."""
+
+
+def _chain(*parts: Iterator[_Row]) -> Iterator[_Row]:
+    for part in parts:
+        yield from part
+
+
+def _model_rows(
+    config: BenchmarkConfig, entry: ModelEntry, table: VariantTable, store: Genome, folder: Path
+) -> Iterator[_Row]:
+    """Score the variants with a model by every method."""
+    chosen, start = config.variants, entry.model_fields()
+    spec: Any = start.get("model")
+    if spec is None or start.get("from_scratch"):
+        spec = open_entry(entry, ("causal-lm", "masked-lm"))
+    model = load(spec, head="language")
+    names = split_words(chosen.methods) or _cheap_methods(model)
+    vcf, scores = folder / "variants.vcf", folder / f"{Path(entry.name).name}.parquet"
+    begun = time.perf_counter()
+    if not scores.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+        write_whole(vcf, head + "".join("\t".join(r.fields) + "\n" for r in table.records))
+        score_variants_file(
+            model, vcf, store.path, scores, methods=names, window=chosen.window,
+            calibration=chosen.calibration, overwrite=True,
+        )  # fmt: skip
+    frame = read_parquet(scores, InputError)
+    facts = {
+        "family": str(model.model.config.model_type),
+        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "seconds": time.perf_counter() - begun, "training_seconds": 0.0,
+    }  # fmt: skip
+    for column in columns(names, chosen.calibration is not None):
+        if not column.endswith("_percentile"):  # ranks as the score within a class
+            method = METHODS[column.removesuffix("_z")]
+            values = frame[column].fill_null(math.nan).to_numpy() * method.damaging
+            yield f"{entry.name} {column}", entry.start, values, facts
+
+
+def _cheap_methods(model: Loaded) -> list[str]:
+    """Name the methods that take one pass of a model for each allele."""
+    wrong = "log_probs" if model.masked else "masked"
+    return [name for name, method in METHODS.items() if method.need != wrong]
+
+
+def _baselines(
+    table: VariantTable, store: Genome, genes: str | None, scores: list[str]
+) -> Iterator[_Row]:
+    """Score the variants without a network."""
+
+    def row(title: str, values: Any) -> _Row:
+        facts = {"family": title, "parameters": 0, "seconds": 0.0, "training_seconds": 0.0}
+        return title, title, np.asarray(values, dtype=np.float64), facts
+
+    records = table.records
+    views = [store.view(record.contig) for record in records]
+    pairs = list(zip(records, views, strict=True))
+    yield row("kind of change", [_kind(record, view) for record, view in pairs])
+    yield row("CpG transition", [_at_cpg(record, view) for record, view in pairs])
+    indices = sorted({store.contig_index(record.contig) for record in records})
+    lengths = [int(store.lengths[index]) for index in indices]
+    # A context is seen some dozen times on average, and a k-mer more often.
+    order = min(_ORDER, max(1, int(math.log(sum(lengths), 4)) - 2))
+    markov = train_markov(store, Regions.of(indices, [0] * len(indices), lengths), order)
+    rates = markov.fitted_rates or 8.0
+    word = min(_WORD, order + 1)
+    counts = np.log(markov.counts(word - 1).ravel() + 1.0)
+    ratios: list[tuple[float, float]] = []
+    for record, view in pairs:
+        at, end = record.position, record.position + len(record.ref)
+        sums = []
+        for allele in (record.ref, record.alts[0]):
+            first = max(0, at - order)
+            codes = np.concatenate((view[first:at], encode(allele), view[end : end + order]))
+            log_p = markov.log_probabilities(codes, at - first, rates)[order]
+            own = codes[max(0, at - first - word + 1) :][: 2 * word - 2 + len(allele)]
+            kmers, known = pack_kmers(own, word)
+            seen = counts[kmers[known]]
+            sums.append((float(np.nansum(log_p)), float(seen.mean()) if len(seen) else math.nan))
+        ratios.append((sums[0][0] - sums[1][0], sums[0][1] - sums[1][1]))
+    yield row(f"Markov model, order {order}", [one for one, _ in ratios])
+    yield row(f"k-mer counts, k {word}", [two for _, two in ratios])
+    if genes is not None:
+        annotation = Annotation.read(genes, store)
+        exons = [(store.contig_index(t.contig), *span) for t in annotation.transcripts
+                 for span in t.exons]  # fmt: skip
+        merged = Regions.of(*(list(column) for column in zip(*exons, strict=True)))
+        yield row("near an exon", [-_distance(merged, store, record) for record in records])
+        yield row("consequence rule", [
+            -SEVERITY.index(
+                annotation.consequences(r.contig, r.position, r.ref, r.alts[0])[0].terms[0]
+            )
+            for r in records
+        ])  # fmt: skip
+    for name in scores:
+        column = name.removeprefix("-")
+        if column not in table.frame.columns:
+            raise InputError(f"there is no column {column} of scores in the table")
+        values = table.frame[column].cast(pl.Float64, strict=False).fill_null(math.nan).to_numpy()
+        yield row(column, -values if name.startswith("-") else values)
+
+
+def _kind(record: VcfRecord, view: NDArray[np.uint8]) -> int:
+    """Rank the change: transition, transversion, longer substitution, insertion or deletion."""
+    _, kind = context_of(view, record.position, record.ref, record.alts[0])
+    if kind:
+        return 2 if kind == 3 else 3
+    changed = [a + b for a, b in zip(record.ref, record.alts[0], strict=True) if a != b]
+    return int(changed[0].upper() not in _TRANSITIONS)
+
+
+def _at_cpg(record: VcfRecord, view: NDArray[np.uint8]) -> bool:
+    """Tell a transition of either base of a CpG."""
+    pair = (record.ref + record.alts[0]).upper()
+    shift = {"CT": 0, "GA": 1}.get(pair)
+    if shift is None:
+        return False
+    first = record.position - shift
+    return first >= 0 and (view[first : first + 2] & 7).tolist() == [1, 2]
+
+
+def _distance(exons: Regions, store: Genome, record: VcfRecord) -> float:
+    """Count the bases from a variant to the nearest exon; infinite on a contig without any."""
+    own = exons.contig == store.contig_index(record.contig)
+    before, after = record.position - exons.end[own] + 1, exons.start[own] - record.position
+    return float(np.maximum(np.maximum(before, after), 0).min(initial=1 << 40))
+
+
+SUITE = Suite(_names, None, run=_run)
+"""What the runner calls."""
