@@ -39,8 +39,8 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.variants.forward import AlleleWindows, Placement
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
+from megabase.inference.variants.windows import AlleleWindows, Placement
 from megabase.models.loading import Loaded
 from megabase.ops import backend
 from megabase.settings import Settings
@@ -55,7 +55,7 @@ _PLACEMENTS = ("centered", "grid")
 class VariantsConfig(Settings):
     """Scoring variants against one published pass for each allele and strand.
 
-    ``llr_window`` of both is compared before anything is reported.
+    ``llr_window`` of both, over the bases that ours reads, is compared before anything is reported.
     """
 
     genome: str
@@ -72,6 +72,8 @@ class VariantsConfig(Settings):
     """Variants of the passes one by one."""
     repeats: int = 3
     """Rounds."""
+    horizon: int | None = None
+    """Bases that ours reads behind a variant, beside passes over whole windows; all when None."""
 
     _limits: ClassVar[Mapping[str, str]] = {"be at least 1": "variants plain repeats"}
 
@@ -102,22 +104,26 @@ def _start(store: Path, config: VariantsConfig, window: int, placement: Placemen
     global _score
     torch.set_num_threads(1)
     model = Loaded(_model(window), "causal-lm", "")
-    options = VariantOptions(window, placement=placement)
-    scorer = VariantScorer(model, Genome(store), options)
-    scorer.score(_records(store, config, 0)[:2])
+    scorers = {
+        horizon: VariantScorer(
+            model, Genome(store), VariantOptions(window, placement=placement, horizon=horizon)
+        )
+        for horizon in {config.horizon, None}
+    }
+    scorers[config.horizon].score(_records(store, config, 0)[:2])
 
-    def score(process: int) -> list[float]:
-        found = scorer.score(_records(store, config, process))
+    def score(process: int, horizon: int | None) -> list[float]:
+        found = scorers[horizon].score(_records(store, config, process))
         return [alleles[0].values[0] for alleles in found]
 
     _score = score
 
 
-def _run(process: int) -> list[float]:
-    return _score(process)
+def _run(process: int, horizon: int | None) -> list[float]:
+    return _score(process, horizon)
 
 
-_score: Callable[[int], list[float]]
+_score: Callable[[int, int | None], list[float]]
 
 
 def _one_by_one(
@@ -135,7 +141,8 @@ def _one_by_one(
                     known = (ids[0, 1:] >= first) & (ids[0, 1:] <= last)
                     target = (ids[0, 1:] - first).where(known, torch.zeros(()).long())
                     scores = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
-                    total += sign * scores.double()[known].sum().item()
+                    read = known & (torch.arange(1, len(codes)) < one.stop)
+                    total += sign * scores.double()[read].sum().item()
             values.append(total / len(strands))
     return values
 
@@ -176,12 +183,15 @@ def _case(store: Path, config: VariantsConfig, window: int, placement: Placement
             AlleleWindows.cut(view, one.position, one.ref, one.alts[0], window, reverse, placement)
             for reverse in (False, True)
         ]
-        placed.append([strand for strand in both if isinstance(strand, AlleleWindows)])
+        placed.append(
+            [one.named("", config.horizon) for one in both if isinstance(one, AlleleWindows)]
+        )
     seconds: dict[str, list[float]] = {"plain": [], "forward": [], "variants": []}
     worst = 0.0
     context = multiprocessing.get_context("spawn")
     with context.Pool(cores, _start, (store, config, window, placement)) as pool:
-        pool.map(_run, range(cores), chunksize=1)  # once that does not count
+        tasks = [(process, config.horizon) for process in range(cores)]
+        pool.starmap(_run, tasks, chunksize=1)  # once that does not count
         for logits_of in ways.values():
             _one_by_one(logits_of, placed[:1])
         for _ in range(config.repeats):
@@ -191,19 +201,21 @@ def _case(store: Path, config: VariantsConfig, window: int, placement: Placement
                 expected.append(_one_by_one(logits_of, placed))
                 seconds[name].append((time.perf_counter() - began) / config.plain)
             began = time.perf_counter()
-            found = pool.map(_run, range(cores), chunksize=1)[0]
+            found = pool.starmap(_run, tasks, chunksize=1)[0]
             took = time.perf_counter() - began
             seconds["variants"].append(took / (cores * config.variants))
             gap = float(np.abs(np.array(expected) - np.array(found[: config.plain])).max())
             # Each round, since a maximum would hide what is no number (REF of another genome).
             refuse_difference(gap, TOLERANCE, "scores differ from those of single passes")
             worst = max(worst, gap)
+        whole = pool.apply(_run, (0, None)) if config.horizon else found
     rates = {name: 1 / statistics.median(found) for name, found in seconds.items()}
     result: dict[str, Any] = {
         "window": window, "placement": placement, "cores": cores,
         "variants_per_second": {name: round(rate, 2) for name, rate in rates.items()},
         "window_bases_per_second": {name: round(rate * 4 * window) for name, rate in rates.items()},
-        "largest_difference": worst,
+        "largest_difference": worst, "horizon": config.horizon,
+        "correlation_with_whole_window": round(float(np.corrcoef(found, whole)[0, 1]), 4),
     }  # fmt: skip
     for name in ways:
         each = [a / b for a, b in zip(seconds[name], seconds["variants"], strict=True)]

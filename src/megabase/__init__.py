@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from megabase.genome.interval import Variant as Variant
     from megabase.genome.store import Genome as Genome
     from megabase.inference.parts import gather_shards as gather_shards
+    from megabase.inference.variants.ensemble import rank_mean as rank_mean
     from megabase.models.decoder import register_mixer as register_mixer
     from megabase.models.families import register_family as register_family
     from megabase.objectives.base import register_objective as register_objective
@@ -59,6 +60,7 @@ _HOME = {
     "genome.interval": ("Interval", "Variant"),
     "genome.store": ("Genome",),
     "inference.parts": ("gather_shards",),
+    "inference.variants.ensemble": ("rank_mean",),
     "models.decoder": ("register_mixer",),
     "models.families": ("register_family",),
     "objectives.base": ("register_objective",),

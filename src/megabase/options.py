@@ -65,13 +65,15 @@ class VariantScoring(RunOptions, total=False):
     window: int | None
     """Bases of the window of an allele (default: up to 1,024)."""
     methods: Sequence[str] | None
-    """llr_window, llr_after, llr_site, masked, each with abs_ before it too, cosine, l2 (default:
-    the first three; masked for a masked model)."""
+    """llr_window, llr_after, llr_site, masked, each with abs_ before it too; cosine, l2,
+    cosine_flat, l2_flat, jsd (default: the first three; masked for a masked model)."""
     strands: Literal["forward", "reverse", "both"]
     """Strand that is read; both takes the mean (default: both)."""
     placement: Literal["centered", "grid"]
     """centered: a window of its own around each variant; grid: windows at multiples of half their
     length, shared by neighbors, faster (default: centered)."""
+    horizon: int | None
+    """Bases that are read behind the variant: fewer are faster (default: all of the window)."""
 
 
 class CalibratedScoring(VariantScoring, total=False):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.inference.variants.prefix_layers import PrefixLayers
+from megabase.inference.variants.prefix.layers import PrefixLayers
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.ops import backend, kernels
 from megabase.ops.hyena_mixer.packed import letter_log_probs
@@ -23,7 +23,7 @@ def pieces(dtype: torch.dtype, width: int = 24) -> PrefixLayers:
     model: Any = HyenaDNAForCausalLM(config).eval().to(dtype)
     for parameter in model.parameters():  # no bias may be 0, no norm 1
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return PrefixLayers(list(model.hyena.backbone.layers))
+    return PrefixLayers(list(model.hyena.backbone.layers), 64)
 
 
 def both(own: PrefixLayers, run: Any) -> tuple[Any, Any]:

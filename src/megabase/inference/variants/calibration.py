@@ -203,7 +203,7 @@ class Calibration:
         made, asked = found.provenance, asdict(options)
         wrong = [
             f"{name} {made.options.get(name)}, not {asked[name]}"
-            for name in ("window", "strands", "placement")
+            for name in ("window", "strands", "placement", "horizon")
             if made.options.get(name) != asked[name]
         ]
         if made.model_sha256 != model.digest:

@@ -37,9 +37,10 @@ from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
-from megabase.inference.variants.forward import SharedPrefix, shares_prefix
+from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.prefix.hyena import HyenaPrefix
 from megabase.inference.variants.score_table import bgzip, index_table, merge_table, score_rows
-from megabase.inference.variants.scorer import DEFAULT_WINDOW, METHODS
+from megabase.inference.variants.scorer import DEFAULT_WINDOW
 from megabase.inference.writers import require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
@@ -107,8 +108,8 @@ class SnvScorer:
         both = self.options.strands == "both"
         self.strands = STRANDS[:2] if both else (self.options.strands,)
         self._prefix = None
-        if shares_prefix(model.model):
-            self._prefix = SharedPrefix(model.model, (), False, batch_tokens)
+        if HyenaPrefix.fits(model.model):
+            self._prefix = HyenaPrefix(model, {"log_probs"}, batch_tokens, self.window)
             batch_tokens = self._prefix.tokens
         self._rows = max(1, batch_tokens // self.window)
         self.quantiles: _Values = np.empty(0, np.float32)

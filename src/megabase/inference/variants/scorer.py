@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
-from megabase.genome.alphabet import T
 from megabase.genome.consequences import Annotation, Consequence
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
@@ -24,15 +23,9 @@ from megabase.inference.jobs import BATCH_TOKENS, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.calibration import Calibration, columns, context_of
-from megabase.inference.variants.forward import (
-    PLACEMENTS,
-    AlleleOutputs,
-    AlleleWindows,
-    Need,
-    Placement,
-    read_alleles,
-)
-from megabase.models.checkpoints.checks import require_finite
+from megabase.inference.variants.forward import compare_alleles
+from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.windows import PLACEMENTS, AlleleWindows, Placement
 from megabase.models.loading import Loaded, ModelSpec, load
 from megabase.options import CalibratedScoring
 
@@ -44,92 +37,6 @@ _CHUNK = 512
 """Records scored at a time: enough for full batches, few enough to keep their outputs in memory."""
 
 
-class _Method(NamedTuple):
-    """A way to turn the model outputs for two alleles into one number."""
-
-    value: Callable[[AlleleOutputs, AlleleOutputs, AlleleWindows], float]
-    """Compares the outputs for REF and ALT on one strand; NaN where there is no value."""
-    need: Need
-    damaging: Literal[-1, 1]
-    """Sign that turns the value so that higher means more damaging."""
-    description: str
-    """For headers of outputs."""
-    lacks: Reason | None = None
-    """Why a value may be missing."""
-    absolute: bool = False
-    """Whether the mean of the strands loses its sign."""
-
-
-def _sum(values: NDArray[np.float32]) -> float:
-    """Sum in double precision over bases that have a value."""
-    return float(np.nansum(values, dtype=np.float64))
-
-
-def _from_variant(outputs: AlleleOutputs, windows: AlleleWindows) -> NDArray[np.float32]:
-    """Give the log-probabilities from the first base that differs."""
-    return outputs.log_probs[len(outputs.log_probs) - (len(windows.ref) - windows.offset) :]
-
-
-def _llr_window(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
-    """Compare the whole window; under a causal model, all before the variant is equal."""
-    return _sum(alt.log_probs) - _sum(ref.log_probs)
-
-
-def _llr_after(ref: AlleleOutputs, alt: AlleleOutputs, windows: AlleleWindows) -> float:
-    """Compare the same bases for both alleles: as many as both windows hold."""
-    one, two = _from_variant(ref, windows), _from_variant(alt, windows)
-    count = len(one) - max(windows.ref_bases, windows.alt_bases)
-    return _sum(two[windows.alt_bases :][:count]) - _sum(one[windows.ref_bases :][:count])
-
-
-def _llr_site(ref: AlleleOutputs, alt: AlleleOutputs, windows: AlleleWindows) -> float:
-    """Compare the bases that differ; NaN when the first has nothing before it."""
-    one = _from_variant(ref, windows)[: windows.ref_bases].astype(np.float64)
-    two = _from_variant(alt, windows)[: windows.alt_bases].astype(np.float64)
-    return float(two.sum() - one.sum())
-
-
-def _masked(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
-    """Compare the probabilities of the hidden alleles; NaN for insertions and deletions."""
-    return alt.masked - ref.masked
-
-
-def _cosine(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
-    """Give 1 - cosine of the angle between the embeddings."""
-    one, two = ref.pooled.astype(np.float64), alt.pooled.astype(np.float64)
-    # 1 - cos is half the squared distance of the unit vectors, without the cancellation.
-    apart = one / np.linalg.norm(one) - two / np.linalg.norm(two)
-    return float(apart @ apart / 2)
-
-
-def _l2(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
-    """Give the distance between the embeddings."""
-    return float(np.linalg.norm(alt.pooled.astype(np.float64) - ref.pooled))
-
-
-METHODS: dict[str, _Method] = {
-    "llr_window": _Method(_llr_window, "log_probs", -1,
-        "log-likelihood of the window with ALT minus that with REF (natural log)"),
-    "llr_after": _Method(_llr_after, "log_probs", -1,
-        "log-likelihood of the bases after the variant with ALT minus with REF (natural log)"),
-    "llr_site": _Method(_llr_site, "log_probs", -1,
-        "log-probability of the bases of ALT minus those of REF (natural log)", "NO_BASE_BEFORE"),
-    "masked": _Method(_masked, "masked", -1,
-        "log-probability of ALT minus that of REF with the allele hidden (natural log); alleles "
-        "of one length only", "LENGTHS_DIFFER"),
-    "cosine": _Method(_cosine, "pooled", 1,
-        "1 - cosine of the mean last hidden states of the windows with REF and ALT"),
-    "l2": _Method(_l2, "pooled", 1,
-        "Euclidean distance of the mean last hidden states of the windows with REF and ALT"),
-}  # fmt: skip
-"""All methods by name; names become INFO keys and columns, so they never change."""
-METHODS |= {  # after their strands are averaged
-    f"abs_{name}": one._replace(
-        damaging=1, description=f"absolute value of: {one.description}", absolute=True
-    )
-    for name, one in METHODS.items()
-    if one.damaging < 0
-}
 _CAUSAL_DEFAULT = ("llr_window", "llr_after", "llr_site")
 """Methods when none is named: one pass of a causal model gives all three."""
 _MASKED_DEFAULT = ("masked",)
@@ -145,15 +52,18 @@ class VariantOptions:
     window
         Bases of the window of each allele; 1,024, or fewer where the model takes fewer, when None.
     methods
-        Names in :data:`METHODS`, or a single one; when None those that fit the model.
+        Names in :data:`~megabase.inference.variants.methods.METHODS`, or a single one; when
+        None those that fit the model.
     strands
         ``"both"`` (the mean), ``"forward"`` or ``"reverse"``.
     placement
         ``"centered"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
         half of a window that begins at a multiple of half its length, which neighboring variants
-        share; faster. See :mod:`megabase.inference.variants.forward`.
+        share; faster.
     calibration
         File of :mod:`megabase.inference.variants.calibration`, or ``"model"``: the one beside it.
+    horizon
+        Bases that are read behind the variant; as many as the window holds when None.
     """
 
     window: int | None = None
@@ -161,6 +71,7 @@ class VariantOptions:
     strands: Strands = "both"
     placement: Placement = "centered"
     calibration: str | Path | None = None
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
         if self.methods is not None:
@@ -179,6 +90,8 @@ class VariantOptions:
             )
         if self.window is not None and (self.window < 2 or self.window != int(self.window)):
             raise InputError(f"a window needs 2 bases or more, found {self.window}")
+        if self.horizon is not None and (self.horizon < 1 or self.horizon != int(self.horizon)):
+            raise InputError(f"a horizon is 1 base or more, found {self.horizon}")
 
     def resolved(self, model: Loaded) -> VariantOptions:
         """Fill in what depends on the model; InputError for what does not fit it."""
@@ -186,7 +99,7 @@ class VariantOptions:
         model.require_length(window, "a window")
         names = self.methods or (_MASKED_DEFAULT if model.masked else _CAUSAL_DEFAULT)
         for name in names:
-            if METHODS[name].need == "masked" and not model.masked:
+            if "masked" in METHODS[name].needs and not model.masked:
                 raise InputError(
                     f"method {name!r} needs a model that predicts hidden bases; this one is causal "
                     f"(use {', '.join(_CAUSAL_DEFAULT)})"
@@ -251,11 +164,15 @@ class VariantScorer:
     @property
     def placed(self) -> str:
         """Where windows lie, for headers of outputs."""
-        return f"window of {self.options.window} bases, {self.options.placement}"
+        horizon = self.options.horizon
+        reach = "" if horizon is None else f", {horizon} bases behind the variant"
+        return f"window of {self.options.window} bases, {self.options.placement}{reach}"
 
     def provenance(self, verb: str, **more: Any) -> Provenance:
         """Describe where scores come from; `more` are further options than those of a score."""
         options = {**asdict(self.options), **more}
+        if self.options.horizon is None:
+            del options["horizon"]
         if options.pop("calibration") is not None and self.calibration is not None:
             made = self.calibration.provenance
             options["calibration"] = {"genome_sha256": made.genome_sha256, **made.options}
@@ -293,7 +210,8 @@ class VariantScorer:
                     windows += found
             plan.append(alleles)
         count = len(self.methods)
-        values = self._values(windows).reshape(len(places), len(strands), count).mean(1)
+        values = compare_alleles(self.model, windows, self.methods, self.batch_tokens)
+        values = values.reshape(len(places), len(strands), count).mean(1)
         values = np.where([method.absolute for method in self.methods], np.abs(values), values)
         if self.calibration is not None:
             context = np.array(places, dtype=np.int64).reshape(-1, 2)
@@ -368,39 +286,8 @@ class VariantScorer:
             )  # fmt: skip
             if isinstance(one, str):
                 return one
-            found.append(one._replace(name=name))
+            found.append(one.named(name, self.options.horizon))
         return found
-
-    def _values(self, windows: list[AlleleWindows]) -> NDArray[np.float64]:
-        """Give the value of every method, (windows, methods)."""
-        values = np.full((len(windows), len(self.methods)), np.nan)
-        needs: set[Need] = {method.need for method in self.methods}
-        outputs = read_alleles(self.model, windows, needs, self.batch_tokens) if windows else []
-        for row, (one, (ref, alt)) in enumerate(zip(windows, outputs, strict=True)):
-            self._require_finite(one.name, one.ref, ref)
-            self._require_finite(one.name, one.alt, alt)
-            if "masked" in needs and one.ref_bases == one.alt_bases:
-                both = np.array([[ref.masked, alt.masked]])
-                require_finite(both, self.model.name, "outputs", lambda _, one=one: one.name)
-            values[row] = [method.value(ref, alt, one) for method in self.methods]
-        # Methods give NaN where they have no value for an allele; none gives infinity.
-        require_finite(
-            values, self.model.name, "scores", lambda row: windows[row].name, ~np.isnan(values)
-        )
-        return values
-
-    def _require_finite(self, name: str, codes: NDArray[np.uint8], outputs: AlleleOutputs) -> None:
-        """Refuse outputs that are not finite where there has to be a number."""
-        found = outputs.log_probs
-        # N has no probability; nor has the first base of a window in a causal model.
-        known = codes[len(codes) - len(found) :] <= T
-        if not self.model.masked and len(found) == len(codes):
-            known[:1] = False
-        for what, values, where in (
-            ("log-probabilities", found, known[None]),
-            ("outputs", outputs.pooled, None),
-        ):
-            require_finite(values[None], self.model.name, what, lambda _: name, where)
 
 
 def columns_of(effects: Sequence[Consequence]) -> tuple[str | None, str | None, str | None]:

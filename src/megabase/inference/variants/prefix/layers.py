@@ -35,25 +35,22 @@ _MOST_KMERS = _LETTERS**4
 """Largest table; more k-mers would not stay in the cache of a core."""
 _STEPS = 8
 """Lengths of transforms in a window: variants at many positions share the spectra of these."""
+_SHORT, _FINE = 256, 16
+"""Up to this length lengths are multiples of the second: their spectra take little memory."""
 
 
 class PrefixLayers:
-    """The layers of a causal Hyena model of order 2, one operation at a time."""
+    """The layers of a causal Hyena model of order 2 up to `positions`, one operation at a time."""
 
-    def __init__(self, blocks: list[Block]) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: list[Block], positions: int) -> None:
+        self.blocks, self.positions = blocks, positions
         mixer: Any = blocks[0].mixer
         self.reach = int(mixer.short_filter.weight.shape[-1])
         self.has_table = _LETTERS**self.reach <= _MOST_KMERS
-        self._filters: dict[int, list[tuple[Tensor, Tensor | None]]] = {}
+        self._filters: list[tuple[Tensor, Tensor | None]] = []
         self._spectra: dict[tuple[int, int, int], Tensor] = {}
         self._table: tuple[Tensor, Tensor] | None = None
         self._packed: list[PackedLayer | None] = [None] * len(blocks)
-
-    def clear(self) -> None:
-        """Forget filters and their spectra, which belong to one length of windows."""
-        self._filters.clear()
-        self._spectra.clear()
 
     def pack(self) -> None:
         """Lay the weights out for the kernels, where there are kernels for them."""
@@ -108,22 +105,23 @@ class PrefixLayers:
         x0, x1, v = short[..., first:].split(mixer.d_model, dim=1)
         return x0.transpose(1, 2), x1 * v
 
-    def filter(self, layer: int, positions: int) -> tuple[Tensor, Tensor | None]:
-        """Give taps (D, positions) and skip term (D,) of a layer for a number of positions."""
-        if positions not in self._filters:
+    def filter(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """Give taps (D, positions) and skip term (D,) of a layer."""
+        if not self._filters:
             mixers: list[Any] = [block.mixer for block in self.blocks]
-            both = [mixer.filters(positions) for mixer in mixers]
-            self._filters[positions] = [(taps, skip) for (taps,), (skip,) in both]
-        return self._filters[positions][layer]
+            both = [mixer.filters(self.positions) for mixer in mixers]
+            self._filters = [(taps, skip) for (taps,), (skip,) in both]
+        return self._filters[layer]
 
-    def convolve(self, layer: int, u_BDL: Tensor, positions: int, start: int) -> Tensor:
+    def convolve(self, layer: int, u_BDL: Tensor, start: int) -> Tensor:
         """Convolve; give the samples from `start` on, (B, D, L - start)."""
-        length, step = u_BDL.shape[-1], -(-positions // _STEPS)
-        most = min(positions, -(-length // step) * step)
+        length = u_BDL.shape[-1]
+        step = _FINE if length <= _SHORT else -(-self.positions // _STEPS)
+        most = min(self.positions, -(-length // step) * step)
         n_fft = fft_length(2 * most - 1 - start // step * step)
         key = (layer, n_fft, most)
         if key not in self._spectra:
-            k_DL, skip_D = self.filter(layer, positions)
+            k_DL, skip_D = self.filter(layer)
             spectrum = torch.fft.rfft(k_DL[:, :most], n=n_fft)
             self._spectra[key] = spectrum if skip_D is None else spectrum + skip_D[:, None]
         K_DF = self._spectra[key]

@@ -1,0 +1,235 @@
+"""The methods: what turns the outputs of a model for REF and ALT into one number.
+
+Shape suffixes: A variants, B bases from one on that is the first that differs or stands before it,
+S positions from there on, D width; 1 an axis of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megabase.genome.left_out import Reason
+from megabase.inference.variants.windows import AlleleWindows
+
+Need = Literal["log_probs", "logits", "states", "whole", "masked"]
+"""What a method reads: log-probabilities; the logits behind them too; last hidden states; those
+before the variant too; log-probabilities of hidden alleles."""
+
+
+class Outputs(NamedTuple):
+    """What a model gives for one allele of each variant, as far as it is needed."""
+
+    log_probs: Tensor | None = None
+    """Natural log-probabilities of the bases, (A, B), NaN where there is none."""
+    logits: Tensor | None = None
+    """The logits of A, C, G, T behind them, (A, B, 4)."""
+    states: Tensor | None = None
+    """Last hidden states, (A, S, D)."""
+
+
+@dataclass
+class Pairs:
+    """Outputs for both alleles of some variants, from the bases `begins` of the windows on."""
+
+    windows: Sequence[AlleleWindows]
+    begins: Sequence[int]
+    ref: Outputs
+    alt: Outputs
+    masked: Tensor | None = None
+    """Log-probabilities of the alleles REF and ALT, all their bases hidden at once, (A, 2)."""
+    shared: tuple[Tensor, Tensor] | None = None
+    """Sum (A, D) and sum of squares (A,) of the states before `begins`, alike for both alleles."""
+
+    def __post_init__(self) -> None:
+        given = (self.alt.log_probs, self.alt.states, self.masked)
+        self.device = next(one.device for one in given if one is not None)
+        rows = zip(self.windows, self.begins, strict=True)
+        places = [(w.offset - b, w.ref_bases, w.alt_bases, w.stop - b) for w, b in rows]
+        columns = torch.tensor(places, device=self.device).t()[..., None]
+        self.offset_A1, self.ref_bases_A1, self.alt_bases_A1, self.stop_A1 = columns
+        self.shorter_A1 = torch.minimum(self.ref_bases_A1, self.alt_bases_A1)
+        # The longer allele has the fewer bases behind it: as many are compared.
+        longer_A1 = torch.maximum(self.ref_bases_A1, self.alt_bases_A1)
+        self.behind_A1 = self.stop_A1 - self.offset_A1 - longer_A1
+        self.lead_A1 = self.offset_A1 + self.shorter_A1
+
+    def total(self, of: Outputs, low_A1: Tensor | int, count_A1: Tensor, known: bool) -> Tensor:
+        """Sum log-probabilities in double precision, (A,); only those there are if `known`."""
+        assert of.log_probs is not None
+        at = torch.arange(of.log_probs.shape[1], device=self.device)
+        inside = (at >= low_A1) & (at < low_A1 + count_A1)
+        if known:
+            inside &= ~of.log_probs.isnan()
+        return torch.where(inside, of.log_probs.double(), 0).sum(1)
+
+    def aligned(self, x_ref: Tensor, x_alt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Put what belongs together in the same column of REF and ALT.
+
+        Also gives which columns hold what stands before the variant's end, and behind it. Alleles
+        of two lengths are paired as far as the shorter one goes, and behind them base by base; what
+        is left of the longer one has no partner.
+        """
+        at = torch.arange(x_alt.shape[1], device=self.device)
+        lead, behind = at < self.lead_A1, (at >= self.lead_A1)
+        behind &= at < self.lead_A1 + self.behind_A1
+        if bool((self.ref_bases_A1 != self.alt_bases_A1).any()):
+            rows = torch.arange(len(x_alt), device=self.device)[:, None]
+            for_ref, for_alt = (
+                torch.where(lead, at, at + more).clamp(max=len(at) - 1)
+                for more in (
+                    self.ref_bases_A1 - self.shorter_A1,
+                    self.alt_bases_A1 - self.shorter_A1,
+                )
+            )
+            x_ref, x_alt = x_ref[rows, for_ref], x_alt[rows, for_alt]
+        return x_ref, x_alt, lead, behind
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Give the mean states of both windows, (A, D), in double precision."""
+        assert self.ref.states is not None
+        assert self.alt.states is not None
+        at = torch.arange(self.alt.states.shape[1], device=self.device)
+        outside = (at >= self.stop_A1)[..., None]
+        ref_AD, alt_AD = (
+            x.masked_fill(outside, 0).sum(1) for x in (self.ref.states, self.alt.states)
+        )
+        count = self.stop_A1 + torch.tensor(self.begins, device=self.device)[:, None]
+        sums = (ref_AD, alt_AD)
+        if self.shared is not None:
+            sums = (self.shared[0] + ref_AD, self.shared[0] + alt_AD)
+        return sums[0].double() / count, sums[1].double() / count
+
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the sums of squares of the paired states of REF, of ALT, of their differences."""
+        assert self.ref.states is not None
+        assert self.alt.states is not None
+        ref, alt, lead, behind = self.aligned(self.ref.states, self.alt.states)
+        outside = ~(lead | behind)[..., None]
+        ref, alt = (x.double().masked_fill(outside, 0).flatten(1) for x in (ref, alt))
+        before = 0 if self.shared is None else self.shared[1]
+        return (
+            ref.square().sum(1) + before, alt.square().sum(1) + before,
+            (alt - ref).square().sum(1),
+        )  # fmt: skip
+
+
+class Method(NamedTuple):
+    """A way to turn the model outputs for two alleles into one number."""
+
+    value: Callable[[Pairs], Tensor]
+    """Compares REF and ALT on one strand, (A,) in double precision; NaN where there is no value."""
+    needs: frozenset[Need]
+    damaging: Literal[-1, 1]
+    """Sign that turns the value so that higher means more damaging."""
+    description: str
+    """For headers of outputs."""
+    lacks: Reason | None = None
+    """Why a value may be missing."""
+    absolute: bool = False
+    """Whether the mean of the strands loses its sign."""
+
+
+def _llr_window(pairs: Pairs) -> Tensor:
+    """Compare the whole window; under a causal model, all before the variant is equal."""
+    ref, alt = (pairs.total(one, 0, pairs.stop_A1, True) for one in (pairs.ref, pairs.alt))
+    return alt - ref
+
+
+def _llr_after(pairs: Pairs) -> Tensor:
+    """Compare the same bases for both alleles: as many as both windows hold."""
+    ref = pairs.total(pairs.ref, pairs.offset_A1 + pairs.ref_bases_A1, pairs.behind_A1, True)
+    return pairs.total(pairs.alt, pairs.offset_A1 + pairs.alt_bases_A1, pairs.behind_A1, True) - ref
+
+
+def _llr_site(pairs: Pairs) -> Tensor:
+    """Compare the bases that differ; NaN when the first has nothing before it."""
+    ref = pairs.total(pairs.ref, pairs.offset_A1, pairs.ref_bases_A1, False)
+    return pairs.total(pairs.alt, pairs.offset_A1, pairs.alt_bases_A1, False) - ref
+
+
+def _masked(pairs: Pairs) -> Tensor:
+    """Compare the probabilities of the hidden alleles; NaN for insertions and deletions."""
+    assert pairs.masked is not None
+    return pairs.masked[:, 1] - pairs.masked[:, 0]
+
+
+def _cosine(pairs: Pairs) -> Tensor:
+    """Give 1 - cosine of the angle between the embeddings."""
+    ref, alt = (x / x.norm(dim=1, keepdim=True) for x in pairs.pooled())
+    # 1 - cos is half the squared distance of the unit vectors, without the cancellation.
+    return (ref - alt).square().sum(1) / 2
+
+
+def _l2(pairs: Pairs) -> Tensor:
+    """Give the distance between the embeddings."""
+    ref, alt = pairs.pooled()
+    return (alt - ref).norm(dim=1)
+
+
+def _l2_flat(pairs: Pairs) -> Tensor:
+    """Give the distance between all states of the windows."""
+    return pairs.flat()[2].sqrt()
+
+
+def _cosine_flat(pairs: Pairs) -> Tensor:
+    """Give 1 - cosine of the angle between all states of the windows."""
+    ref, alt, apart = pairs.flat()
+    # As for the embeddings: |a - b|^2 = (|a| - |b|)^2 + 2 |a| |b| (1 - cos).
+    ref, alt = ref.sqrt(), alt.sqrt()
+    return (apart - (ref - alt).square()).clamp(min=0) / (2 * ref * alt)
+
+
+def _jsd(pairs: Pairs) -> Tensor:
+    """Give the mean divergence of what is expected of each base behind the variant."""
+    assert pairs.ref.logits is not None
+    assert pairs.alt.logits is not None
+    assert pairs.ref.log_probs is not None
+    assert pairs.alt.log_probs is not None
+    known = pairs.aligned(pairs.ref.log_probs, pairs.alt.log_probs)[0].isfinite()
+    ref, alt, _, behind = pairs.aligned(pairs.ref.logits, pairs.alt.logits)
+    p, q = (x.double().log_softmax(-1) for x in (ref, alt))
+    middle = torch.logaddexp(p, q) - math.log(2)
+    both = (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(-1) / 2
+    counted = behind & known
+    return torch.where(counted, both, 0).sum(1) / counted.sum(1).clamp(min=1)
+
+
+_LIKELIHOODS: frozenset[Need] = frozenset({"log_probs"})
+_STATES: frozenset[Need] = frozenset({"states", "whole"})
+METHODS: dict[str, Method] = {
+    "llr_window": Method(_llr_window, _LIKELIHOODS, -1,
+        "log-likelihood of the window with ALT minus that with REF (natural log)"),
+    "llr_after": Method(_llr_after, _LIKELIHOODS, -1,
+        "log-likelihood of the bases after the variant with ALT minus with REF (natural log)"),
+    "llr_site": Method(_llr_site, _LIKELIHOODS, -1,
+        "log-probability of the bases of ALT minus those of REF (natural log)", "NO_BASE_BEFORE"),
+    "masked": Method(_masked, frozenset({"masked"}), -1,
+        "log-probability of ALT minus that of REF with the allele hidden (natural log); alleles "
+        "of one length only", "LENGTHS_DIFFER"),
+    "cosine": Method(_cosine, _STATES, 1,
+        "1 - cosine of the mean last hidden states of the windows with REF and ALT"),
+    "l2": Method(_l2, _STATES, 1,
+        "Euclidean distance of the mean last hidden states of the windows with REF and ALT"),
+    "cosine_flat": Method(_cosine_flat, _STATES, 1,
+        "1 - cosine of the last hidden states of all positions of the windows with REF and ALT"),
+    "l2_flat": Method(_l2_flat, frozenset({"states"}), 1,
+        "Euclidean distance of the last hidden states of all positions of the windows with REF and "
+        "ALT"),
+    "jsd": Method(_jsd, frozenset({"log_probs", "logits"}), 1,
+        "Jensen-Shannon divergence of the base probabilities with REF and ALT, mean over the bases "
+        "after the variant (nats)"),
+}  # fmt: skip
+"""All methods by name; names become INFO keys and columns, so they never change."""
+METHODS |= {  # after their strands are averaged
+    f"abs_{name}": one._replace(
+        damaging=1, description=f"absolute value of: {one.description}", absolute=True
+    )
+    for name, one in METHODS.items()
+    if one.damaging < 0
+}

@@ -1,0 +1,1 @@
+"""Reading REF once and ALT from the variant on, under causal models."""

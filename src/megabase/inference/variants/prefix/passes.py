@@ -1,0 +1,228 @@
+"""Reading REF once and ALT from the variant on, in batches, under causal models.
+
+Shape suffixes: R reference windows, A alternative alleles, W bases of a window, B bases from one on
+that is the first that differs or stands before it, P positions, S positions from there on, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megabase.data.augment import codes_to_ids
+from megabase.genome.alphabet import BASE_TOKEN_IDS, T
+from megabase.inference.variants.methods import Need, Outputs, Pairs
+from megabase.inference.variants.windows import AlleleWindows
+from megabase.models.checkpoints.checks import require_finite
+from megabase.models.loading import Loaded
+
+_CPU_TOKENS = 1 << 13
+"""Positions of a batch on a CPU, where activations that stay in the cache beat fewer calls."""
+_WASTE = 1 / 16
+"""Largest share of positions read in vain to read variants together: what separate calls cost."""
+
+Codes = NDArray[np.uint8]
+
+
+class Part(NamedTuple):
+    """Variants whose ALT is read together."""
+
+    numbers: list[int]
+    windows: list[AlleleWindows]
+    rows: list[int]
+    """The REF window of each."""
+    begins: list[int]
+    """Where reading begins, at the first base that differs or before it."""
+    length: int
+    """Positions that are read of each."""
+    changed: int
+    """What :meth:`Prefix.changed` gives."""
+
+
+class Letters(NamedTuple):
+    """What :meth:`Prefix.letters` gives."""
+
+    scores: Tensor
+    """Natural log-probabilities of the bases, (A, B), NaN where there is none."""
+    logits: Tensor
+    """The logits of A, C, G, T that predict them, (A, B, 4); without `before` where not needed."""
+    states: Tensor | None
+    """Last hidden states, (A, S, D), where they are needed."""
+
+
+class Prefix:
+    """Passes over REF whole and over ALT from the variant on, with what ALT needs of REF.
+
+    A kind of model gives :meth:`read_ref` and :meth:`read_alt`.
+    """
+
+    least = 1
+    """Bases that have to stand before a variant."""
+    step = 1
+    """ALT begins at a multiple of it, or nearer to the end."""
+
+    def __init__(self, model: Loaded, needs: set[Need], batch_tokens: int) -> None:
+        self.name, self.model, self.needs = model.name, model.model, needs
+        self.device = model.device
+        # The last base predicts none: only its state is of interest.
+        self.unread = 0 if "states" in needs else 1
+        self.tokens = batch_tokens
+        if self.device.type == "cpu":
+            self.tokens = min(batch_tokens, _CPU_TOKENS)
+        self.first = self.start = 0
+
+    def read_ref(self, codes_RW: Codes, positions: int, parts: Sequence[Part]) -> Tensor:
+        """Read REF windows up to `positions`; give what :meth:`letters` takes from `start` on.
+
+        `start` is 0, or the base before the first that any ALT is read from.
+        """
+        raise NotImplementedError
+
+    def read_alt(self, part: Part) -> Tensor:
+        """Read ALT; give what :meth:`letters` takes, (A, S, D)."""
+        raise NotImplementedError
+
+    def letters(
+        self, x_ASD: Tensor, codes_AB: Codes, before_A4: Tensor | None, start: int = 0
+    ) -> Letters:
+        """Score the bases that follow the positions from `start` on.
+
+        The first of them is predicted by `before_A4`, if that is given.
+        """
+        weight_4D = self.model.lm_head.weight[BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
+        logits_AB4 = x_ASD[:, start:] @ weight_4D.t()
+        if before_A4 is not None:
+            logits_AB4 = torch.cat((before_A4[:, None], logits_AB4), dim=1)
+        codes = torch.from_numpy(np.ascontiguousarray(codes_AB)).to(self.device)
+        logits_AB4 = logits_AB4[:, : codes.shape[1]]
+        return Letters(score_letters(logits_AB4, codes), logits_AB4, x_ASD)
+
+    def ids(self, codes: Codes) -> Tensor:
+        """Token ids on the device of the model."""
+        return codes_to_ids(torch.from_numpy(np.ascontiguousarray(codes)).to(self.device))
+
+    def changed(self, one: AlleleWindows, positions: int) -> int:
+        """Give a number that variants which are read together share."""
+        return 0
+
+    def _positions(self, one: AlleleWindows) -> int:
+        return one.stop - self.unread
+
+    def takes(self, one: AlleleWindows) -> bool:
+        """Whether there is enough around a variant."""
+        return self.least <= one.offset < self._positions(one)
+
+    def read(
+        self, windows: Sequence[AlleleWindows], numbers: Sequence[int]
+    ) -> Iterator[tuple[list[int], Pairs]]:
+        """Give the outputs of variants that it takes, some at a time with their numbers."""
+        members: dict[bytes, list[int]] = {}  # variants of each REF window
+        for number in numbers:
+            members.setdefault(windows[number].ref.tobytes(), []).append(number)
+        # Windows whose ends and first variants are at like positions waste the least together.
+        places = [
+            (-max(windows[n].stop for n in own), min(windows[n].offset for n in own), own)
+            for own in members.values()
+        ]
+        order = sorted(places)
+        low = 0
+        while low < len(order):
+            rows = max(1, self.tokens // -order[low][0])
+            yield from self._read(windows, [own for *_, own in order[low : low + rows]])
+            low += rows
+
+    def _read(
+        self, windows: Sequence[AlleleWindows], members: list[list[int]]
+    ) -> Iterator[tuple[list[int], Pairs]]:
+        """Read REF windows, given the numbers of the variants of each, and every ALT."""
+        codes_RW = np.stack([windows[numbers[0]].ref for numbers in members])
+        positions = max(self._positions(windows[n]) for numbers in members for n in numbers)
+        parts = list(self._parts(windows, members, positions))
+        first = min(begin for part in parts for begin in part.begins)
+        whole = "whole" in self.needs
+        self.first, self.start = first, 0 if whole else first - 1
+        x_RPD = self.read_ref(codes_RW, positions, parts)
+        end = positions + self.unread
+        ref = self.letters(x_RPD, codes_RW[:, first:end], None, first - 1 - self.start)
+        names = [windows[numbers[0]].name for numbers in members]
+        self._check(ref, codes_RW[:, first:end], names)
+        for part in parts:
+            begins, length, bases = part.begins, part.length, part.length + self.unread
+            ats = [begin - first for begin in begins]
+            codes_AB = np.stack(
+                [w.alt[b : b + bases] for w, b in zip(part.windows, begins, strict=True)]
+            )
+            before_A4 = cut(ref.logits, part.rows, ats, 1)[:, 0]
+            alt = self.letters(self.read_alt(part), codes_AB, before_A4)
+            self._check(alt, codes_AB, [one.name for one in part.windows])
+            scores = [Outputs(cut(ref.scores, part.rows, ats, bases)), Outputs(alt.scores)]
+            if "logits" in self.needs:
+                logits = (cut(ref.logits, part.rows, ats, bases), alt.logits)
+                scores = [o._replace(logits=x) for o, x in zip(scores, logits, strict=True)]
+            shared = None
+            if "states" in self.needs:
+                assert ref.states is not None
+                own = cut(ref.states, part.rows, [b - self.start for b in begins], length)
+                pairs = zip(scores, (own, alt.states), strict=True)
+                scores = [o._replace(states=x) for o, x in pairs]
+                if whole:
+                    heads = [ref.states[row, :b] for row, b in zip(part.rows, begins, strict=True)]
+                    shared = (
+                        torch.stack([x.sum(0) for x in heads]),
+                        torch.stack([x.double().square().sum() for x in heads]),
+                    )
+            yield part.numbers, Pairs(part.windows, begins, *scores, shared=shared)
+
+    def _parts(
+        self, windows: Sequence[AlleleWindows], members: list[list[int]], positions: int
+    ) -> Iterator[Part]:
+        """Put variants together whose ALT is read together."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        for row, numbers in enumerate(members):
+            for number in numbers:
+                one = windows[number]
+                length = self._positions(one) - one.offset // self.step * self.step
+                changed = self.changed(one, self._positions(one))
+                found.setdefault(changed, []).append((length, number, row))
+        for changed, of_kind in found.items():
+            of_kind.sort(reverse=True)
+            low = 0
+            while low < len(of_kind):
+                length = of_kind[low][0]
+                high, most = low + 1, low + max(1, self.tokens // length)
+                least = length - int(length * _WASTE)
+                while high < min(most, len(of_kind)) and of_kind[high][0] >= least:
+                    high += 1
+                numbers = [number for _, number, _ in of_kind[low:high]]
+                own = [windows[number] for number in numbers]
+                begins = [min(w.offset // self.step * self.step, positions - length) for w in own]
+                rows = [row for *_, row in of_kind[low:high]]
+                yield Part(numbers, own, rows, begins, length, changed)
+                low = high
+
+    def _check(self, found: Letters, codes: Codes, names: list[str]) -> None:
+        """Refuse log-probabilities of bases that are not finite."""
+        known = torch.from_numpy(codes <= T).to(self.device)
+        require_finite(found.scores, self.name, "log-probabilities", lambda row: names[row], known)
+
+
+def cut(x: Tensor, rows: list[int], lows: list[int], length: int, axis: int = 1) -> Tensor:
+    """Give `length` positions of rows, each from its own one on; of a single row a view."""
+    if len(rows) == 1:
+        return x[rows[0] : rows[0] + 1].narrow(axis, lows[0], length)
+    return torch.stack(
+        [x[row].narrow(axis - 1, low, length) for row, low in zip(rows, lows, strict=True)]
+    )
+
+
+def score_letters(logits_AB4: Tensor, codes_AB: Tensor) -> Tensor:
+    """Give natural log-probabilities of bases among A, C, G, T; NaN where there is another code."""
+    known, base = codes_AB <= T, codes_AB.long()
+    logits = logits_AB4.to(torch.promote_types(logits_AB4.dtype, torch.float32))
+    own = logits.gather(-1, torch.where(known, base, 0)[..., None])[..., 0]
+    return torch.where(known, own - logits.logsumexp(-1), torch.nan)
