@@ -33,6 +33,7 @@ class Taken {
         const T* bias = next<const T>("norm bias", {width}, Want::MAYBE);
         return {weight, bias, T(eps)};
     }
+    bool more() const { return at_ < arrays_.size(); }
     void finish() const { expect(at_ == arrays_.size(), "too many arrays"); }
 
   private:
@@ -84,7 +85,7 @@ void check_half(bool half, int64_t width, int64_t inner) {
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // sizes: rows, width, inner, sums. arrays: norm weight, norm bias, x, w1, b1, w2, b2, then y; or
-// dy, dx, dw1, db1, dw2, db2, dweight, dbias.
+// dy, dx, dw1, db1, dw2, db2, dweight, dbias; and what is kept between the passes, if anything.
 template <class T>
 void mlp_as(
     const Numbers& sizes, double eps, const Arrays& a, bool half, bool backward, int threads
@@ -108,6 +109,7 @@ void mlp_as(
     } else {
         p.y = arrays.next<T>("y", {N, D});
     }
+    if (arrays.more()) p.kept = arrays.next<T>("kept", {N, E}, Want::MAYBE);
     arrays.finish();
     check_half(half, D, E);
     const int64_t rows = table().of<T>().block_rows;
@@ -129,7 +131,8 @@ enum Pass { OPEN, GATE, CLOSE, OPEN_BACKWARD, BACKWARD };
 
 // sizes: batch, length, width, taps, after, first, last, sums. arrays: norm weight, norm bias, x, w_in, b_in,
 // w, b, w_out, b_out, u, then out; or g, dy for the first half of the backward pass, and
-// after them dx, dw_in, db_in, dw, db, dw_out, db_out, dweight, dbias for the second.
+// after them dx, dw_in, db_in, dw, db, dw_out, db_out, dweight, dbias for the second; and what is kept
+// between the passes, if anything.
 template <class T>
 void mixer_as(
     const Numbers& sizes, double eps, const Arrays& a, bool half, int pass, int threads
@@ -169,6 +172,8 @@ void mixer_as(
         m.dweight = arrays.next<T>("dweight", {D}, sums);
         m.dbias = arrays.next<T>("dbias", {D}, sums);
     }
+    const int64_t panel = table().of<T>().panel, panels = (D + panel - 1) / panel;
+    if (arrays.more()) m.kept = arrays.next<T>("kept", {B, panels, 3, L, panel}, Want::MAYBE);
     arrays.finish();
     check_half(half, D, D);
     const int64_t rows = table().of<T>().block_rows;

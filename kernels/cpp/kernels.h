@@ -66,6 +66,7 @@ struct Mlp {
     Norm<T> norm;
     const T *x, *w1, *b1, *w2, *b2;            // (rows, D), (E, D), (E,), (D, E), (D,)
     T* y;
+    T* kept;                                   // W1 norm(x) + b1 block by block, N E numbers; may be missing
     const T* dy;
     T* dx;                                     // may be missing
     T *dw1, *db1, *dw2, *db2, *dweight, *dbias;
@@ -80,6 +81,8 @@ struct Mixer {
     Norm<T> norm;
     const T *x, *w_in, *b_in, *w, *b, *w_out, *b_out;  // (B, L, D), (3D, D), (3D,), (3D, K), (3D,), (D, D), (D,)
     T *u, *g;                                          // (B, last - first, L)
+    T* kept;                                           // (B, panels, 3, L, PANEL): gates and value before the short
+                                                       // convolution; may be missing
     T* out;                                            // (B, L, D)
     const T* dy;
     T* dx;

@@ -109,20 +109,33 @@ struct Stretch {
     int64_t shift() const { return first - start; }
 };
 
+// Where position t of a part of the kept projected channels from c on lies; those of one part follow.
+template <class T>
+MB_INLINE T* kept_at(const Mixer<T>& m, int64_t b, int64_t c, int part, int64_t t) {
+    const int64_t panel = b * (padded<T>(m.width) / PANEL<T>) + c / PANEL<T>;
+    return m.kept + ((panel * 3 + part) * m.length + t) * PANEL<T>;
+}
+
 // Projected channels c to c + PANEL of gates and value for the positions of `s`; zero outside of
-// the sequence. `h` holds the normalised positions inside.
+// the sequence. `h` holds the normalised positions inside. With `kept` they are read from there.
 template <class P, class T = typename P::Number>
 void project(
-    const Mixer<T>& m, const MixerWeights<P>& w, const MixerWork<P>& k, Stretch s, int64_t c
+    const Mixer<T>& m, const MixerWeights<P>& w, const MixerWork<P>& k, Stretch s, int64_t b,
+    int64_t c, bool kept
 ) {
     const int64_t D = m.width, pitch = padded<T>(D);
     for (int part = 0; part < 3; ++part) {
         T* to = k.p[part];
         clear(to, s.shift() * PANEL<T>);
-        multiply<P>(
-            s.rows(), PANEL<T>, D, P::rows(k.h, pitch, k.h_rows),
-            packed<P>(w.in[part] + P::depth(D) * c, D), to + s.shift() * PANEL<T>, PANEL<T>, {false, w.b_in + part * pitch + c}
-        );
+        T* const inside = to + s.shift() * PANEL<T>;
+        if (kept)
+            memcpy(inside, kept_at(m, b, c, part, s.first), size_t(s.rows() * PANEL<T>) * sizeof(T));
+        else
+            multiply<P>(
+                s.rows(), PANEL<T>, D, P::rows(k.h, pitch, k.h_rows),
+                packed<P>(w.in[part] + P::depth(D) * c, D), inside, PANEL<T>,
+                {false, w.b_in + part * pitch + c}
+            );
         clear(to + (s.last - s.start) * PANEL<T>, (s.stop - s.last) * PANEL<T>);
     }
 }
@@ -167,15 +180,24 @@ void open_with_taps(
     const int64_t D = m.width, L = m.length, pitch = padded<T>(D), rows = t1 - t0;
     const int64_t before = m.taps - 1 - m.after;
     const Stretch s(t0 - before, t1 + m.after, L);
-    normalise<T>(m.norm, m.x + (b * L + s.first) * D, D, s.rows(), D, k.h, pitch);
-    P::to_rows(k.h, pitch, s.rows(), k.h_rows);
+    const bool kept = backward && m.kept;
+    if (!kept) {
+        normalise<T>(m.norm, m.x + (b * L + s.first) * D, D, s.rows(), D, k.h, pitch);
+        P::to_rows(k.h, pitch, s.rows(), k.h_rows);
+    }
     if (backward) {
         copy_rows<T>(m.dy + (b * L + t0) * D, D, rows, D, k.dy, pitch);
         P::to_rows(k.dy, pitch, rows, k.dy_rows);
     }
     for (int64_t c = m.first; c < m.last; c += PANEL<T>) {
         const int64_t some = m.last - c < PANEL<T> ? m.last - c : PANEL<T>;
-        project<P>(m, w, k, s, c);
+        project<P>(m, w, k, s, b, c, kept);
+        if (m.kept && !backward)
+            for (int part = 0; part < 3; ++part)
+                memcpy(
+                    kept_at(m, b, c, part, t0), k.p[part] + before * PANEL<T>,
+                    size_t(rows * PANEL<T>) * sizeof(T)
+                );
         if (backward)
             multiply<P>(
                 rows, PANEL<T>, D, P::rows(k.dy, pitch, k.dy_rows),
@@ -276,7 +298,7 @@ void backward_with_taps(
     for (int64_t c = m.first; c < m.last; c += WIDE) {
         const int64_t some = m.last - c < WIDE ? m.last - c : WIDE;
         const int64_t at = b * (m.last - m.first) + c - m.first;
-        project<P>(m, w, k, wide, c);
+        project<P>(m, w, k, wide, b, c, m.kept != nullptr);
         multiply<P>(
             s.rows(), WIDE, D, P::rows(k.dy, pitch, k.dy_rows),
             packed<P>(w.out_back + P::depth(D) * c, D), k.dg, WIDE, {false, nullptr}

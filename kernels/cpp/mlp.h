@@ -138,6 +138,7 @@ void mlp_forward(const Mlp<T>& p, T* packed_weights, int64_t begin, int64_t end,
                 rows, wide, D, P::rows(k.h, pitch, k.h_rows),
                 packed<P>(w.first + P::depth(D) * e, D), k.a, wide, {false, w.b1 + e}
             );
+            if (p.kept) copy_block<T>(k.a, wide, rows, some, p.kept + at * E + rows * e, some);
             for (int64_t i = 0; i < rows * wide; i += W) store<T>(k.a + i, gelu<T>(load<T>(k.a + i)));
             P::to_rows(k.a, wide, rows, k.a_rows);
             Right<typename P::Element> second = packed<P>(w.second, E);
@@ -175,10 +176,13 @@ void mlp_backward(const Mlp<T>& p, T* packed_weights, int64_t begin, int64_t end
         for (int64_t e = 0; e < E; e += MLP_INNER<T>) {
             const int64_t some = E - e < MLP_INNER<T> ? E - e : MLP_INNER<T>;
             const int64_t wide = padded<T>(some);
-            multiply<P>(
-                rows, wide, D, P::rows(k.h, pitch, k.h_rows),
-                packed<P>(w.first + P::depth(D) * e, D), k.a, wide, {false, w.b1 + e}
-            );
+            if (p.kept)
+                copy_block<T>(p.kept + at * E + rows * e, some, rows, some, k.a, wide);
+            else
+                multiply<P>(
+                    rows, wide, D, P::rows(k.h, pitch, k.h_rows),
+                    packed<P>(w.first + P::depth(D) * e, D), k.a, wide, {false, w.b1 + e}
+                );
             multiply<P>(
                 rows, wide, D, P::rows(k.dy, pitch, k.dy_rows),
                 packed<P>(w.second_back + P::depth(D) * e, D), k.da, wide, {false, nullptr}

@@ -150,6 +150,13 @@ void copy_rows(const T* from, int64_t row, int64_t rows, int64_t width, T* to, i
     }
 }
 
+// The same without zeros, for what another row length holds.
+template <class T>
+void copy_block(const T* from, int64_t row, int64_t rows, int64_t width, T* to, int64_t to_row) {
+    for (int64_t r = 0; r < rows; ++r)
+        memcpy(to + r * to_row, from + r * row, size_t(width) * sizeof(T));
+}
+
 template <class T>
 MB_INLINE void add_to(T* total, Vec<T> value) {
     store<T>(total, load<T>(total) + value);

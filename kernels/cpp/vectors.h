@@ -48,7 +48,7 @@ constexpr int lanes = MB_BYTES / int(sizeof(T));
 
 template <class T>
 MB_INLINE Vec<T> all(T value) {
-    return Vec<T>{} + value;
+    return value - Vec<T>{};  // a sum would have to turn -0 into 0
 }
 
 template <class T>

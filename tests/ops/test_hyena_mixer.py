@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megabase.errors import OperatorError
-from megabase.ops import products
+from megabase.ops import kernels, products
 from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer, kernel, passes
 from megabase.ops.hyena_mixer import _hyena_mixer_by_parts as reference
 
@@ -69,8 +69,8 @@ def _compare(inputs: list[Any], **options: Any) -> None:
 def test_equals_the_reference(
     length: int, centered: bool, two_sided: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not kept:  # the backward pass computes the transforms' result again
-        monkeypatch.setattr(kernel, "KEEP_BYTES", 0)
+    if not kept:  # the backward pass computes everything again
+        monkeypatch.setattr(kernels, "KEEP_BYTES", 0)
     _compare(_inputs(length, two_sided), centered=centered, two_sided=two_sided)
 
 
@@ -103,6 +103,14 @@ def test_pieces_and_groups_do_not_change_values(
     monkeypatch.setattr(passes, "TRANSFORM_SAMPLES", 100)
     monkeypatch.setattr(passes, "MIN_ROWS", 1)
     _compare(_inputs(29, centered, taps=4), centered=centered, two_sided=centered)
+
+
+def test_nothing_is_kept_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(2, 1 << 19)  # 4 MiB
+    assert kernels.keeps(x)
+    monkeypatch.setattr(kernels, "available_bytes", lambda _: kernels.KEEP_ROOM * 4 * 2**20 - 1)
+    assert not kernels.keeps(x)
+    assert kernels.keeps(x[:, :100])
 
 
 @pytest.mark.parametrize("length", [1, 5])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops import products
+from megabase.ops import kernels, products
 from megabase.ops.norm_mlp import (
     MlpWeights,
     _gelu,
@@ -80,6 +80,22 @@ def test_rows_and_widths_around_a_block(rows: int, width: int, inner: int) -> No
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("product", [None, torch.bfloat16])
+def test_what_is_kept_is_what_is_computed_again(
+    product: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, *weights = (
+        t.detach().float().requires_grad_() if isinstance(t, Tensor) else t
+        for t in _inputs(300, width=70, inner=202)
+    )
+    found = []
+    for limit in (kernels.KEEP_BYTES, 0):
+        monkeypatch.setattr(kernels, "KEEP_BYTES", limit)
+        y = norm_mlp(x, MlpWeights(*weights), product)
+        found.append((y, *torch.autograd.grad(y.square().sum(), _tensors([x, *weights]))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_gradcheck() -> None:

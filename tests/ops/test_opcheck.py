@@ -28,7 +28,7 @@ def _forward(name: str, dtype: torch.dtype, plain: bool, product: torch.dtype | 
     return {
         "short_conv": lambda: [*t, 1],
         "long_conv": lambda: [*t, False],
-        "norm_mlp": lambda: [*t[:3], 1e-5, *t[3:], product],
+        "norm_mlp": lambda: [*t[:3], 1e-5, *t[3:], product, not plain],
         "hyena_mixer": lambda: [*t[:3], 1e-5, *t[3:], 1, False, product, not plain],
         "implicit_filter": lambda: [*t[:3], [t[3], t[4]], [t[5], t[6]], *t[7:], 0.1],
         "causal_conv": lambda: [*t, plain],
@@ -45,8 +45,8 @@ def _backward(name: str, given: list[Any]) -> list[Any]:
     return {
         "short_conv": lambda: [dy, *given[:2], given[3], True, True],
         "long_conv": lambda: [dy, *given, True, True],
-        "norm_mlp": lambda: [dy, *given, True, True],
-        "hyena_mixer": lambda: [dy, out[1], *given[:-1], True, True, True],
+        "norm_mlp": lambda: [dy, out[1], *given[:-1], True, True],
+        "hyena_mixer": lambda: [dy, *out[1:], *given[:-1], True, True, True],
         "implicit_filter": lambda: [dy, *given, True],
         "causal_conv": lambda: [dy, *given],
         "selective_scan": lambda: [dy, torch.ones_like(out[1]), out[2], *given[:-1]],

@@ -19,8 +19,8 @@ HyenaDNA of order 2 works piece by piece and keeps only the running sums and the
 activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N
 + 5 and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but
 for what the last mixer has given back already; gradients around it; the filter's gradient. The
-kernels keep the long convolution's result of each layer too where it is small
-(:data:`~megabase.ops.hyena_mixer.kernel.KEEP_BYTES`): N more, 1 with activation checkpointing. In
+kernels keep eight arrays more of each layer where they are small and there is room
+(:func:`~megabase.ops.kernels.keeps`): 8 N, 8 with activation checkpointing. In
 segments of S checkpointed layers N / S + S - 1 inputs are alive instead of N. The workspace is two
 arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and ten of a call of the
 transforms, ``40 max(2^20, min(16 L, max(4 L, 2^22)))``.
@@ -39,7 +39,7 @@ import torch
 
 from megabase.errors import CheckpointError, ModelError
 from megabase.models.auto import load_tokenizer, open_model
-from megabase.ops.hyena_mixer.kernel import KEEP_BYTES
+from megabase.ops.kernels import KEEP_BYTES
 from megabase.untrusted import parsing, read_json, recognize
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -172,7 +172,7 @@ def step_memory(
     if shape["piecewise"]:
         sums, filters = (inputs + 5, 2) if segment else (2 * layers + 2, layers + 1)
         if 4 * positions * width <= KEEP_BYTES:
-            sums += 1 if segment else layers
+            sums += 8 * (1 if segment else layers)
         activations = 4 * width * (positions * sums + length * filters) + 24 * columns * positions
         group = min(width, max(_FUSED_GROUP, (1 << 25) // max(1, positions)))
         transforms = max(1 << 20, min(16 * length, max(4 * length, 1 << 22)))

@@ -10,12 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from megabase.errors import OperatorError
+from megabase.memory import available_bytes
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
 
 INTERFACE = 5
 """Interface of ``megabase-kernels`` that this version calls."""
+
+KEEP_BYTES = 1 << 27
+"""Size of an input up to which a backward pass reads what the forward pass computed (four times the
+input of each operator) in place of computing it again. For longer ones memory counts for more."""
+
+KEEP_ROOM = 64
+"""Inputs there must be memory left for, so that what several layers keep does not fill it."""
+
+_KEEP_ALWAYS = 1 << 20
+"""Size of an input that nobody has to measure the memory for: that takes 0.1 ms."""
+
+
+def keeps(x: Tensor) -> bool:
+    """Whether what a kernel computes of an input is worth its memory until the backward pass.
+
+    Values and gradients are the same either way.
+    """
+    size = x.numel() * x.element_size()
+    if size <= _KEEP_ALWAYS or size > KEEP_BYTES or torch.compiler.is_compiling():
+        return size <= KEEP_BYTES
+    return size * KEEP_ROOM <= available_bytes(x.device)
 
 
 def _find() -> tuple[ModuleType | None, str | None]:

@@ -1,6 +1,7 @@
 """The norm of a running sum; LayerNorm and the position-wise network of a block, in one pass.
 
-The inner values of a piece live in two buffers that stay in the cache. GELU in its tanh form is
+The inner values of a piece live in two buffers that stay in the cache; the kernels keep those of
+short inputs for the backward pass. GELU in its tanh form is
 ``a s(a (c + d a^2))`` with the logistic function s, which costs a tenth of a tanh.
 
 Shape suffixes: N positions, D width, E inner width; n is a piece of N.
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from megabase.ops import backend, kernels, triton
 from megabase.ops.products import Norm, add_product, matmul, pieces, product_into
-from megabase.ops.registry import Saved, operator, wide_dtype
+from megabase.ops.registry import Saved, operator, wants_gradient, wide_dtype
 
 # The two constants of GELU's tanh form, as arguments of a logistic function.
 _C = 2 * math.sqrt(2 / math.pi)
@@ -198,8 +199,8 @@ class MlpWeights(NamedTuple):
 def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None) -> Tensor:
     """Compute ``w2 gelu(w1 norm(x) + b1) + b2`` with the tanh form of GELU.
 
-    The fast path keeps only its inputs for the backward pass; sums over positions are in float32 at
-    least.
+    The fast path keeps only its inputs for the backward pass, and of short ones in the kernels the
+    inner values; sums over positions are in float32 at least.
 
     Parameters
     ----------
@@ -219,7 +220,8 @@ def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None)
     if backend.use_reference() or backend.use_plain(x):
         _forward.check(x, *weights, product)
         return _norm_mlp_reference(x, weights, product)
-    return _forward(x, weights, product)
+    keep = wants_gradient(x, weights) and x.device.type == "cpu" and kernels.keeps(x)
+    return _forward(x, weights, product, keep)[0]
 
 
 def _norm_mlp_reference(
@@ -278,6 +280,14 @@ def _in_triton(x: Tensor, weights: MlpWeights, product: torch.dtype | None) -> b
     return _product_dtype(weights, product) in triton.DTYPES and backend.use_triton(x)
 
 
+def _room_to_keep(
+    x: Tensor, weights: MlpWeights, product: torch.dtype | None, keep: bool
+) -> Tensor:
+    """Make room for the inner values in front of GELU, in the order of the kernels' blocks."""
+    rows = x.numel() // x.shape[-1] if keep and _in_kernels(x, weights, product) else 0
+    return x.new_empty((rows, len(weights.w1)) if rows else (0,))
+
+
 def _run_kernels(
     x: Tensor,
     weights: MlpWeights,
@@ -296,18 +306,20 @@ def _run_kernels(
     )  # fmt: skip
 
 
-@operator("norm_mlp", lambda x, weights, _: _flops(x, weights), **_CHECKS)
+@operator("norm_mlp", lambda x, weights, *_: _flops(x, weights), kept=1, **_CHECKS)
 def _forward(
-    x: Annotated[Tensor, "... D"], weights: MlpWeights, product: torch.dtype | None
-) -> Tensor:
+    x: Annotated[Tensor, "... D"], weights: MlpWeights, product: torch.dtype | None, keep: bool
+) -> tuple[Tensor, Tensor]:
     width = x.shape[-1]
     # What joins a running sum is not rounded further than the products were.
     y = torch.empty(
         x.shape, dtype=weights.w1.dtype if product is None else x.dtype, device=x.device
     )
+    kept = _room_to_keep(x, weights, product, keep)
     if _in_kernels(x, weights, product):
-        _run_kernels(x, weights, product, [y.view(-1, width)], False, False)
-        return y
+        further = [y.view(-1, width), kept if kept.numel() else None]
+        _run_kernels(x, weights, product, further, False, False)
+        return y, kept
     dtype = _product_dtype(weights, product)
     norm, x_ND, y_ND = Norm(*weights[:3]), x.reshape(-1, width), y.view(-1, width)
     w1_ED, b1_E, w2_DE, b2_D = (t.to(dtype) for t in weights[3:])
@@ -317,18 +329,21 @@ def _forward(
             g_NE = torch.ops.aten._addmm_activation(b1_E, h_ND, w1_ED.t(), use_gelu=True)
         else:
             g_NE = F.gelu(torch.addmm(b1_E, h_ND, w1_ED.t()), approximate="tanh")
-        return torch.addmm(b2_D, g_NE, w2_DE.t()).view(x.shape).to(y.dtype)
+        return torch.addmm(b2_D, g_NE, w2_DE.t()).view(x.shape).to(y.dtype), kept
     for piece in pieces(slice(0, 1), len(x_ND)):
         h_nD = norm.apply(x_ND[piece.at], dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide_dtype(dtype))
         g_nE = _gelu(a_nE, torch.empty_like(a_nE), torch.empty_like(a_nE)).to(dtype)
         y_ND[piece.at] = matmul(g_nE, w2_DE.t(), b2_D)
-    return y
+    return y, kept
 
 
 @_forward.register_fake
-def _(x: Tensor, weights: MlpWeights, product: torch.dtype | None) -> Tensor:
-    return x.new_empty(x.shape, dtype=weights.w1.dtype if product is None else x.dtype)
+def _(
+    x: Tensor, weights: MlpWeights, product: torch.dtype | None, keep: bool
+) -> tuple[Tensor, Tensor]:
+    y = x.new_empty(x.shape, dtype=weights.w1.dtype if product is None else x.dtype)
+    return y, _room_to_keep(x, weights, product, keep)
 
 
 def _flops(x: Sequence[int], weights: Any) -> int:
@@ -336,7 +351,13 @@ def _flops(x: Sequence[int], weights: Any) -> int:
 
 
 def _backward_flops(
-    dy: Any, x: Sequence[int], weights: Any, product: Any, needs_x: bool, needs_weights: bool
+    dy: Any,
+    kept: Any,
+    x: Sequence[int],
+    weights: Any,
+    product: Any,
+    needs_x: bool,
+    needs_weights: bool,
 ) -> int:
     both = _flops(x, weights)
     if not needs_weights:
@@ -348,19 +369,21 @@ def _backward_flops(
 @operator("norm_mlp_backward", _backward_flops, **_CHECKS)
 def _backward(
     dy: Annotated[Tensor, "... D"],
+    kept: Annotated[Tensor, "N E|0"],
     x: Annotated[Tensor, "... D"],
     weights: MlpWeights,
     product: torch.dtype | None,
     needs_x: bool,
     needs_weights: bool,
 ) -> list[Tensor]:
-    grads = dx, *sums = _room(dy, x, weights, product, needs_x, needs_weights)
+    grads = dx, *sums = _room(dy, kept, x, weights, product, needs_x, needs_weights)
     width = x.shape[-1]
     if _in_kernels(x, weights, product):
         dnorm_w, dnorm_b, *dmaps = sums
         dx = dx.view(-1, width) if needs_x else dx
         found = (t if t.numel() else None for t in (dx, *dmaps, dnorm_w, dnorm_b))
-        further = [kernels.dense(dy.to(x.dtype)).view(-1, width), *found]
+        held = kept if kept.numel() else None
+        further = [kernels.dense(dy.to(x.dtype)).view(-1, width), *found, held]
         _run_kernels(x, weights, product, further, True, needs_weights)
         return grads
     if _in_triton(x, weights, product):
@@ -425,6 +448,7 @@ def _backward_whole(
 @_backward.register_fake
 def _room(
     _dy: Tensor,
+    _kept: Tensor,
     x: Tensor,
     weights: MlpWeights,
     product: torch.dtype | None,
@@ -441,5 +465,5 @@ def _room(
 
 @_forward.register_gradients
 def _(saved: Saved, dy: Tensor) -> list[Tensor]:
-    needs_x, needs_weights, _ = saved.needs
-    return _backward(dy, *saved.inputs, needs_x, any(needs_weights))
+    needs_x, needs_weights, *_ = saved.needs
+    return _backward(dy, *saved.kept, *saved.inputs[:3], needs_x, any(needs_weights))

@@ -22,6 +22,7 @@ from megabase.data.windows import (
 )
 from megabase.errors import ConfigError
 from megabase.genome.store import Genome
+from megabase.memory import available_bytes
 from megabase.models.adapt.build import build_language_model
 from megabase.models.base import checkpoint_activations
 from megabase.models.checkpoints.convert import write_model
@@ -36,7 +37,7 @@ from megabase.tasks.labeled_data import start_record
 from megabase.tasks.run import Plan, execute, lay_out
 from megabase.training.engine import FitResult
 from megabase.training.evaluation import EvalSet
-from megabase.training.process import MAPPED_PARTS, available_bytes, keep_freed_memory
+from megabase.training.process import MAPPED_PARTS, keep_freed_memory
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:

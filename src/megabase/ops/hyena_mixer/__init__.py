@@ -1,7 +1,7 @@
 """LayerNorm and the whole Hyena mixer of order 2, in one pass.
 
 A fast path in torch (:mod:`.passes`) and one in C++ (:mod:`.kernel`), each with a backward pass
-that keeps only its inputs and, of short sequences, the transforms' result.
+that keeps only its inputs and, of short sequences, what the transforms read and gave.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops import backend, triton
+from megabase.ops import backend, kernels, triton
 from megabase.ops.hyena_mixer import kernel
 from megabase.ops.hyena_mixer.passes import Backward, Mixer, MixerOptions, MixerWeights, run_forward
 from megabase.ops.long_conv import convolution_flops, lags, long_conv
@@ -79,7 +79,8 @@ def hyena_mixer(
         return _hyena_mixer_by_parts(
             x, weights, centered=centered, two_sided=two_sided, product=product
         )
-    return _forward(x, weights, options, wants_gradient(x, weights))[0]
+    keep = wants_gradient(x, weights) and (x.device.type != "cpu" or kernels.keeps(x))
+    return _forward(x, weights, options, keep)[0]
 
 
 def _hyena_mixer_by_parts(
@@ -118,40 +119,46 @@ def _in_triton(x: Tensor, weights: MixerWeights, options: MixerOptions) -> bool:
     )
 
 
-def _room_to_keep(x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool) -> Tensor:
-    """Make room for the transforms' result, channels first; without elements if it is not kept."""
+def _room_to_keep(
+    x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Make room for the transforms' result, channels first, and for the projected channels.
+
+    What is not kept has no elements.
+    """
     batch, length, width = x.shape
-    keep = keep and (
-        _in_triton(x, weights, options)
-        or (kernel.takes(x, weights, options) and kernel.keeps(x))
-    )  # fmt: skip
+    in_kernels = keep and kernel.takes(x, weights, options)
+    keep = in_kernels or (keep and _in_triton(x, weights, options))
     wide = wide_dtype(options.product_dtype(weights))
-    return x.new_empty((batch, width, length) if keep else (0,), dtype=wide)
+    return (
+        x.new_empty((batch, width, length) if keep else (0,), dtype=wide),
+        x.new_empty(kernel.room_to_keep(x) if in_kernels else (0,), dtype=wide),
+    )
 
 
-@operator("hyena_mixer", _flops, kept=1, **_CHECKS)
+@operator("hyena_mixer", _flops, kept=2, **_CHECKS)
 def _forward(
     x: Annotated[Tensor, "B L D"], weights: MixerWeights, options: MixerOptions, keep: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     m = Mixer(x, weights, options)
     kept = _room_to_keep(x, weights, options, keep)
     if kernel.takes(x, weights, options):
-        return kernel.forward(m, kept), kept
+        return kernel.forward(m, *kept), *kept
     if _in_triton(x, weights, options):
         from megabase.ops.triton import mixer
 
-        return mixer.forward(m, kept), kept
-    return run_forward(m), kept
+        return mixer.forward(m, kept[0]), *kept
+    return run_forward(m), *kept
 
 
 @_forward.register_fake
-def _(x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool) -> tuple[Tensor, ...]:
     out = x.new_empty(x.shape, dtype=weights.w_in.dtype if options.product is None else x.dtype)
-    return out, _room_to_keep(x, weights, options, keep)
+    return out, *_room_to_keep(x, weights, options, keep)
 
 
 def _backward_flops(
-    dy: Any, kept: Any, x: Sequence[int], weights: Any, options: Any, needs: _Needs
+    dy: Any, kept: Any, projected: Any, x: Sequence[int], weights: Any, options: Any, needs: _Needs
 ) -> int:
     batch, length, width = x
     project = 2 * batch * length * math.prod(weights.w_in)
@@ -167,14 +174,15 @@ def _backward_flops(
 def _backward(
     dy: Annotated[Tensor, "B L D"],
     kept: Annotated[Tensor, "B D L|0"],
+    projected: Annotated[Tensor, "B Q 3 L C|0"],
     x: Annotated[Tensor, "B L D"],
     weights: MixerWeights,
     options: MixerOptions,
     needs: _Needs,
 ) -> list[Tensor]:
-    m, grads = Mixer(x, weights, options), _room(dy, kept, x, weights, options, needs)
+    m, grads = Mixer(x, weights, options), _room(dy, kept, projected, x, weights, options, needs)
     if kernel.takes(x, weights, options):
-        kernel.backward(m, dy, kept, grads)
+        kernel.backward(m, dy, kept, projected, grads)
     elif _in_triton(x, weights, options):
         from megabase.ops.triton import mixer
 
@@ -188,6 +196,7 @@ def _backward(
 def _room(
     _dy: Tensor,
     _kept: Tensor,
+    _projected: Tensor,
     x: Tensor,
     weights: MixerWeights,
     options: MixerOptions,

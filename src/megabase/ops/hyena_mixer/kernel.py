@@ -2,7 +2,8 @@
 
 As long as the sequence are only the input, the output and what the transforms read and write: one
 array forward, two backward, of all channels or, for long sequences, of a group of them. All else
-happens to blocks of positions in a core's cache, and again in the backward pass.
+happens to blocks of positions in a core's cache, and again in the backward pass of inputs too large
+to keep it.
 
 The first N outputs of a linear convolution of at most N samples are the mean of two products of
 polynomials of N terms: modulo x^N - 1 and modulo x^N + 1. What lies behind N joins the front with a
@@ -33,11 +34,6 @@ _OPEN, _GATE, _CLOSE, _OPEN_BACKWARD, _BACKWARD = range(5)
 
 GROUP_BYTES = 1 << 27
 """Size of what the transforms of a group of channels read, about; a panel of channels at least."""
-
-
-KEEP_BYTES = 1 << 27
-"""Size up to which the transforms' result is kept for the backward pass: an inverse transform less.
-For longer sequences memory counts for more."""
 
 
 def _half_length(length: int) -> int:
@@ -148,9 +144,10 @@ def takes(x: Tensor, weights: MixerWeights, options: MixerOptions) -> bool:
     )
 
 
-def keeps(x: Tensor) -> bool:
-    """Whether the transforms' result of an input that the kernels take is worth its memory."""
-    return x.numel() * x.element_size() <= KEEP_BYTES
+def room_to_keep(x: Tensor) -> tuple[int, ...]:
+    """Give the shape that projected channels are kept in: panels, gates and value, positions."""
+    panel = kernels.package().native.panel(x.dtype == torch.float64)
+    return x.shape[0], -(-x.shape[2] // panel), 3, x.shape[1], panel
 
 
 class _Call:
@@ -206,15 +203,18 @@ def _blocks(
         yield c, at, halves.filter_spectra(m.k[at], skip), rows
 
 
-def forward(m: Mixer, kept: Tensor) -> Tensor:
-    """Compute the output; `kept`, (B, D, L), takes the transforms' result if it has elements."""
+def forward(m: Mixer, kept: Tensor, projected: Tensor) -> Tensor:
+    """Compute the output; `kept`, (B, D, L), takes the transforms' result if it has elements.
+
+    So does `projected`, see :func:`room_to_keep`, what the short convolution reads.
+    """
     call = _Call(m, sums=False)
     groups = call.groups()
     out_BLD = torch.empty(m.x.shape, dtype=m.wide, device=m.x.device)
     u_BgL, halves = _room(m, groups[0]), _Halves(m.length, m.two_sided, m.wide)
     for g in groups:
         u_BgL = u_BgL.resize_(m.batch, g.stop - g.start, m.length)
-        call.run(_OPEN, g, u_BgL, out_BLD)
+        call.run(_OPEN, g, u_BgL, out_BLD, projected if projected.numel() else None)
         for c, _, (K_cF, K_cH), rows in _blocks(m, halves, g):
             for b in rows:
                 u_bcL = u_BgL[b, c]
@@ -234,11 +234,14 @@ def forward(m: Mixer, kept: Tensor) -> Tensor:
     return out_BLD.to(m.out_dtype)
 
 
-def backward(m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: list[Tensor]) -> None:
+def backward(
+    m: Mixer, dy_BLD: Tensor, kept: Tensor, projected: Tensor, grads: list[Tensor]
+) -> None:
     """Fill `grads`; one without elements is not wanted.
 
     They are of input, LayerNorm's weight and bias, projection, its bias, short convolution, its
-    bias, filter, skip, output projection, its bias. `kept` is what :func:`forward` kept.
+    bias, filter, skip, output projection, its bias. `kept` and `projected` are what :func:`forward`
+    kept.
     """
     dx, dnorm_w, dnorm_b, dw_in, db_in, dw, db, dk_DM, dskip_D, dw_out, db_out = grads
     sums = dw_in.numel() > 0
@@ -251,13 +254,13 @@ def backward(m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: list[Tensor]) -> Non
     for total in totals:
         if total is not None:
             total.zero_()
-    needs_filter = dk_DM.numel() > 0
+    needs_filter, held = dk_DM.numel() > 0, projected if projected.numel() else None
     u_BgL, g_BgL = _room(m, groups[0]), _room(m, groups[0])
     halves = _Halves(m.length, m.two_sided, m.wide)
     for g in groups:
         for array in (u_BgL, g_BgL):
             array.resize_(m.batch, g.stop - g.start, m.length)
-        call.run(_OPEN_BACKWARD, g, u_BgL, g_BgL, dy_BLD)
+        call.run(_OPEN_BACKWARD, g, u_BgL, g_BgL, dy_BLD, held)
         for c, at, (K_cF, K_cH), rows in _blocks(m, halves, g):
             dK_cF = torch.zeros_like(K_cF) if needs_filter else None
             dK_cH = torch.zeros_like(K_cH) if needs_filter else None
@@ -283,6 +286,6 @@ def backward(m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: list[Tensor]) -> Non
             del dK_cF, dK_cH
         if kept.numel():
             u_BgL.copy_(kept[:, g])
-        call.run(_BACKWARD, g, u_BgL, g_BgL, dy_BLD, dx_BLD, *totals)
+        call.run(_BACKWARD, g, u_BgL, g_BgL, dy_BLD, dx_BLD, *totals, held)
     if dw_PK is not None:
         dw.copy_(dw_PK.transpose(1, 2).reshape(dw.shape))
