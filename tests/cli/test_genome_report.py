@@ -84,6 +84,43 @@ def test_a_region_and_its_variants(folder: Path) -> None:
     assert [logo["row"] for logo in data["variant_logos"]] == [0, 1, 2, 3]
 
 
+def test_both_alleles_have_the_log_probabilities_of_a_plain_pass(folder: Path) -> None:
+    text = Path("g.fa").read_text().split()[1]
+    sites = [(100, 1, "other"), (300, 5, ""), (400, 1, "GATTACA"), (3, 2, ""), (995, 1, "AC")]
+    lines = Path("v.vcf").read_text().splitlines()[:5]
+    for site, size, more in sites:
+        ref = text[site : site + size]
+        alt = ref[0] + more if more != "other" else "ACGT"["ACGT".index(ref) - 1]
+        lines.append(f"chr1\t{site + 1}\t.\t{ref}\t{alt}\t.\t.\t.")
+    Path("w.vcf").write_text("\n".join(lines) + "\n")
+    arguments = ["report", "lm", "--genome", "g.fa", "--vcf", "w.vcf", "--window", "60"]
+    assert main([*arguments, "--flank", "9", "-o", "p.html"]) == 0
+    found = _data("p.html")["overlays"]
+    assert [one["row"] for one in found] == list(range(len(sites)))
+    model = load("lm", head="language").model
+    for one, line, (site, size, _) in zip(found, lines[5:], sites, strict=True):
+        ref, alt = line.split("\t")[3:5]
+        after = min(len(text), site + size + 24)
+        begin = max(0, site - (60 - max(size, len(alt)) - (after - site - size)))
+        first = max(begin, site - 24)
+        assert one["start"] == first
+        for name, allele, own in zip(("ref", "alt"), (ref, alt), one["alleles"], strict=True):
+            whole = text[begin:site] + allele + text[site + size : after]
+            ids = torch.tensor([["ACGT".index(base) + 7 for base in whole]])
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[0, :, 7:11].double().log_softmax(-1)
+            values = [np.log(0.25), *(float(logits[i - 1, ids[0, i] - 7]) for i in
+                                      range(1, len(whole)))]  # fmt: skip
+            assert one["before"] + own + one["after"] == whole[first - begin :]
+            packed = one[name]
+            steps = np.frombuffer(base64.b64decode(packed["data"]), dtype="<u2")
+            width = packed["high"] - packed["low"]
+            shown = packed["low"] + steps * width / 65534
+            np.testing.assert_allclose(shown, values[first - begin :], atol=1e-4)
+        # The allele has only what differs: the shared first base of an indel is before it.
+        assert not {*map(len, one["alleles"])} - {0, 1, 2, 4, 7}
+
+
 def test_substitutions_of_a_stretch(folder: Path) -> None:
     arguments = ["report", "lm", "--genome", "g.fa", "--region", "chr1:201-400", "-o", "p.html"]
     assert main([*arguments, "--ism", "chr1:301-320", "--window", "60"]) == 0

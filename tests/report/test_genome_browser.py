@@ -26,6 +26,7 @@ from megabase.report.genome_page import (
     Feature,
     GenomePage,
     Logo,
+    Overlay,
     Segment,
     TableRow,
     Track,
@@ -203,9 +204,9 @@ def test_the_page_works_without_a_complaint(tmp_path: Path, width: int) -> None:
         page.run("const s = document.getElementById('search'); s.value = 'v12';"
                  "s.dispatchEvent(new Event('input'))")  # fmt: skip
         assert page.run(count) == "11 of 1,000 alleles"  # v12 and v120 to v129
-        page.run("const l = document.getElementById('least'); l.value = '375';"
+        page.run("const l = document.getElementById('most'); l.value = '-375';"
                  "l.dispatchEvent(new Event('input'))")  # fmt: skip
-        assert page.run(count) == "7 of 1,000 alleles"  # |LLR| of v120 to v125, and v12
+        assert page.run(count) == "7 of 1,000 alleles"  # v12, and v120 to v125
         page.run(f"{rows}[0].click()")
         page.wait("document.querySelectorAll('#logos svg').length === 3")
         names = page.run("[...document.querySelectorAll('#logos h3')].map(e => e.textContent)")
@@ -362,3 +363,126 @@ def test_the_table_is_saved_as_csv(tmp_path: Path) -> None:
         assert [row[1] for row in rows] == marked[::-1]
         assert [float(row[2]) for row in rows] == [0.1 + i / 3 for i in range(7, -1, -1)]
         assert page.complaints() == []
+
+
+def hostile(number: int) -> str:
+    """A name that runs a script where it is put into a page as HTML."""
+    return f"<img/src='x'onerror=window.hacked={number}>"
+
+
+def click(page: Page, x: float, y: float) -> None:
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+
+def test_names_run_nothing_where_they_are_shown_or_clicked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    letters, contig = "".join(rng.choice(list("ACGT"), 400)), hostile(1)
+    store = _store(tmp_path, "toy", contig, 100, letters)
+    named = Genome.build(tmp_path / "toy.fa", tmp_path / "other.mb", name=hostile(2))
+    columns = (Column("consequence"), Column("gene"), Column(hostile(3), "number"))
+    page = GenomePage(
+        named, [Interval(contig, 100, 500)], title=hostile(4), lead=hostile(5),
+        tracks=[
+            Track(hostile(6), (Feature(contig, 200, 420, hostile(7), "+"),)),
+            Track(hostile(8), segments=(Segment(contig, 100, rng.normal(size=400)),)),
+        ],
+        logos=[Logo(hostile(9), hostile(10), contig, 100, rng.dirichlet([0.4] * 4, 400),
+                    "probability")],
+        columns=columns, rows=[TableRow(contig, 200, 201, (hostile(11), hostile(12), 1.5))],
+        numbers=[(hostile(13),) * 3], facts=[(hostile(14), hostile(15))],
+    )  # fmt: skip
+    path = tmp_path / "page.html"
+    path.write_text(build_genome_page(page))
+    root = "document.getElementById('browser').shadowRoot"
+    with opened(path, 1280, tmp_path / "profile") as shown:
+        assert shown.wait("document.body && document.body.dataset.ready") == "true"
+        labels = shown.run(f"[...{root}.querySelectorAll('.igv-track-label')]"
+                           ".map(e => e.textContent)")  # fmt: skip
+        assert labels == [hostile(6), hostile(8)]
+        viewport = f"{root}.querySelectorAll('.igv-viewport')[2].getBoundingClientRect()"
+        place = shown.run(f"(() => {{ const r = {viewport}; return [r.left, r.top, r.width] }})()")
+        click(shown, place[0] + place[2] / 2, place[1] + 42)
+        popover = f"{root}.querySelector('.igv-ui-popover')"
+        text = shown.wait(f"{popover} && {popover}.innerText")
+        assert hostile(7) in text
+        assert hostile(1) in text
+        shown.run("document.querySelectorAll('#rows tbody tr')[0].click()")
+        shown.run(f"{root}.querySelectorAll('.igv-gear-menu-column svg').forEach("
+                  "e => e.dispatchEvent(new MouseEvent('click', {bubbles: true})))")  # fmt: skip
+        time.sleep(0.5)
+        assert shown.run("window.hacked === undefined")
+        assert shown.complaints() == []
+    assert store.contigs[0].name == contig
+
+
+def test_alleles_are_filtered_by_consequence_gene_and_range(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    letters = "".join(rng.choice(list("ACGT"), 400))
+    terms = ["missense_variant", "intron_variant", "stop_gained", ""]
+    rows = [
+        TableRow("chr1", 100 + n, 101 + n, (terms[n % 4], f"G{n % 10}", None if n == 5 else n - 20))
+        for n in range(40)
+    ]
+    page = GenomePage(
+        _store(tmp_path, "toy", "chr1", 100, letters), [Interval("chr1", 100, 500)],
+        columns=(Column("consequence"), Column("gene"), Column("LLR", "number")), rows=rows,
+    )  # fmt: skip
+    (tmp_path / "page.html").write_text(build_genome_page(page))
+    with opened(tmp_path / "page.html", 390, tmp_path / "profile") as shown:
+        assert shown.wait("document.body && document.body.dataset.ready") == "true"
+        options = "[...document.getElementById('consequence').options].map(o => o.value)"
+        assert shown.run(options) == ["", "stop_gained", "missense_variant", "intron_variant"]
+
+        def left(**values: object) -> int:
+            for name in ("consequence", "gene", "least", "most"):
+                shown.run(f"document.getElementById('{name}').value = '{values.get(name, '')}'")
+            shown.run("document.getElementById('gene').dispatchEvent(new Event('input'))")
+            text = shown.run("document.getElementById('count').textContent")
+            return int(text.split()[0])
+
+        assert left() == 40
+        assert left(consequence="stop_gained") == 10
+        assert left(gene="g3") == 4
+        assert left(consequence="stop_gained", gene="g2") == 2
+        assert left(least=-5) == 25
+        assert left(most=-15) == 5  # 0 to 5 without the one that has no score
+        assert left(least=-2.5, most=2.5, consequence="intron_variant") == 1
+        assert shown.complaints() == []
+
+
+def test_both_alleles_stand_in_one_column_behind_an_indel(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    letters = "".join(rng.choice(list("ACGT"), 400))
+    ref, alt = -rng.random(10) - 0.1, -rng.random(7) - 0.1
+    overlay = Overlay(0, 200, "ACGT", ("GGG", ""), "TTA", ref.astype(np.float32), alt)
+    page = GenomePage(
+        _store(tmp_path, "toy", "chr1", 100, letters), [Interval("chr1", 100, 500)],
+        columns=(Column("ref"),), rows=[TableRow("chr1", 203, 207, ("TGGG",))],
+        logos=[Logo("expected", "", "chr1", 100, rng.dirichlet([0.4] * 4, 400), "probability")],
+        overlays=[overlay],
+    )  # fmt: skip
+    (tmp_path / "page.html").write_text(build_genome_page(page))
+    with opened(tmp_path / "page.html", 1280, tmp_path / "profile") as shown:
+        assert shown.wait("document.body && document.body.dataset.ready") == "true"
+        assert shown.run("document.querySelector('.overlay') === null")
+        shown.run("document.querySelectorAll('#rows tbody tr')[0].click()")
+        texts = shown.wait(
+            "document.querySelector('.overlay') && "
+            "[...document.querySelectorAll('.overlay title')].map(e => e.textContent)"
+        )
+        expected = []
+        for column, base in enumerate("ACGTGGGTTA"):
+            other = None if 4 <= column < 7 else column - 3 * (column >= 7)
+            text = "ALT \u2013" if other is None else f"ALT {base} {alt[other]:.3f}"
+            expected.append((f"REF {base} {ref[column]:.3f}", text))
+        found = [tuple(text.split(", ")) for text in texts]
+        assert [[part[:5] for part in pair] for pair in found] == [
+            [part[:5] for part in pair] for pair in expected
+        ]
+        for pair, other in zip(found, expected, strict=True):
+            for one, two in zip(pair, other, strict=True):
+                if "\u2013" not in two:
+                    assert float(one[6:]) == pytest.approx(float(two[6:]), abs=2e-3)
+        assert shown.run("document.querySelectorAll('.overlay path').length") == 2
+        assert shown.complaints() == []

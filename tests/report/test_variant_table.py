@@ -15,6 +15,9 @@ HEAD = """##fileformat=VCFv4.2
 ##contig=<ID=chr1,length=2000>
 ##FILTER=<ID=Low,Description="low">
 ##INFO=<ID=MB_LLR_SITE,Number=A,Type=Float,Description="score">
+##INFO=<ID=MB_CONSEQUENCE,Number=A,Type=String,Description="what">
+##INFO=<ID=MB_GENE,Number=A,Type=String,Description="where">
+##INFO=<ID=MB_LLR_SITE_PERCENTILE,Number=A,Type=Float,Description="percentile">
 ##INFO=<ID=MB_REASON,Number={},Type=String,Description="why">
 #CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO
 """
@@ -56,7 +59,8 @@ def test_alleles_without_a_score_have_a_reason(tmp_path: Path) -> None:
 
 def test_columns_that_no_record_fills_are_left_out(tmp_path: Path) -> None:
     page, rows = table_of(tmp_path, "A", ["chr1\t100\tx\tA\tC\t.\t.\tMB_LLR_SITE=1"])
-    assert list(rows[0]) == ["contig", "position", "ref", "alt", "id", "MB_LLR_SITE"]
+    names = ["contig", "position", "ref", "alt", "id", "MB_LLR_SITE", "MB_LLR_SITE_PERCENTILE"]
+    assert list(rows[0]) == names
     assert "in 1 VCF record<" in page
 
 
@@ -69,3 +73,18 @@ def test_a_record_without_an_alternative_has_a_row_but_no_allele(tmp_path: Path)
     assert '"A>."' in page
     assert "A>None" not in page
     assert "<dt>alternative alleles</dt><dd>1 <small>in 2 VCF records</small></dd>" in page
+
+
+def test_consequence_gene_and_percentile_have_columns(tmp_path: Path) -> None:
+    page, rows = table_of(tmp_path, "A", [
+        "chr1\t100\t.\tA\tC,G\t.\t.\tMB_CONSEQUENCE=missense_variant,intron_variant;MB_GENE=a%2Cb,"
+        "c;MB_LLR_SITE_PERCENTILE=2.5,97.04",
+        "chr1\t200\t.\tA\tT\t.\t.\tMB_CONSEQUENCE=intergenic_variant;MB_GENE=.",
+    ])  # fmt: skip
+    assert [(row["consequence"], row["gene"]) for row in rows] == [
+        ("missense_variant", "a,b"), ("intron_variant", "c"), ("intergenic_variant", ""),
+    ]  # fmt: skip
+    assert [row["MB_LLR_SITE_PERCENTILE"] for row in rows] == [2.5, 97.04, None]
+    assert re.findall(r'<option value="(\w*_variant)">', page) == [
+        "missense_variant", "intron_variant", "intergenic_variant",
+    ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,7 @@ from megabase.data.labeled import IGNORED, LabeledSequences
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.evaluate.sequences import plan_windows, run_batched
-from megabase.genome.alphabet import BASE_BITS, PAD, T, encode
+from megabase.genome.alphabet import BASE_BITS, PAD, T, decode, encode
 from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
@@ -83,7 +83,24 @@ def _sequence_probabilities(
     return [values[: len(codes)] for values, codes in zip(found, sequences, strict=True)]
 
 
-def allele_probabilities(
+class AlleleView(NamedTuple):
+    """What a model expects around a variant, when either allele stands there."""
+
+    number: int
+    """Of the variant."""
+    start: int
+    """0-based position of the first base on the contig."""
+    before: str
+    after: str
+    """Bases on either side of the alleles."""
+    probabilities: Floats
+    """Of A, C, G, T, (bases, 4), at the bases before, of the alternative, and after."""
+    ref: Floats
+    alt: Floats
+    """Log-probability of each base with REF, and with ALT: before, of the allele, after."""
+
+
+def allele_views(
     model: Loaded,
     store: Genome,
     variants: Sequence[tuple[str, int, int, str, str | None]],
@@ -91,40 +108,50 @@ def allele_probabilities(
     around: int,
     window: int | None = None,
     batch_tokens: int = 1 << 16,
-) -> list[tuple[int, int, Floats]]:
-    """Give probabilities around variants when the alternative stands there.
+) -> list[AlleleView]:
+    """Give probabilities around variants, up to `around` bases on either side.
 
-    Of each variant: its number, the 0-based position of the first base on the contig, and float32
-    (bases, 4) from `around` bases before the alternative to as many after it. Variants are contig,
-    start, end (0-based half-open), REF and ALT; those without letters for ALT, or with more than a
-    quarter of the window, are skipped.
+    Both alleles are read from the same base on. Variants are contig, start, end (0-based
+    half-open), REF and ALT; those without letters for ALT, or with more than a quarter of the
+    window, are skipped.
     """
     size = _window(model, window)
+    sequences: dict[tuple[str, int, int, int, str], int] = {}  # alleles of a site share REF
     rows: list[NDArray[np.uint8]] = []
-    kept: list[tuple[int, int]] = []
-    for number, (contig, start, end, _, alt) in enumerate(variants):
-        if alt is None or not set(alt) <= set("ACGTN") or len(alt) > size // 4:
+    kept: list[tuple[int, int, int, tuple[int, int]]] = []
+    for number, (contig, start, end, ref, alt) in enumerate(variants):
+        longest = max(end - start, len(alt or ""))
+        if alt is None or not set(alt) <= set("ACGTN") or longest > size // 4:
             continue
         after = min(store.contig(contig).length, end + around)
-        lead = size // 2 if model.masked else size - len(alt) - (after - end)
-        begin = max(0, start - lead)
-        parts = [encode(alt)]
-        if begin < start:
-            parts.insert(0, store.fetch(Interval(contig, begin, start)))
-        if end < after:
-            parts.append(store.fetch(Interval(contig, end, after)))
-        rows.append(np.concatenate(parts))
-        kept.append((number, start - begin))
+        lead = size // 2 if model.masked else size - longest - (after - end)
+        begin, pair = max(0, start - lead), []
+        view = store.view(contig)
+        for allele in (ref, alt):
+            key = (contig, begin, start, after, allele)
+            if key not in sequences:
+                sequences[key] = len(rows)
+                parts = (view[begin:start], encode(allele), view[end:after])
+                rows.append(np.concatenate(parts) & np.uint8(BASE_BITS))
+            pair.append(sequences[key])
+        kept.append((number, start - begin, after - end, (pair[0], pair[1])))
+    names = {row: key for key, row in sequences.items()}
 
     def record(row: int) -> str:
-        contig, start, _, ref, alt = variants[kept[row][0]]
-        return f"{contig}:{one_based(start):,}:{ref}>{alt}"
+        contig, _, start, _, allele = names[row]
+        return f"{contig}:{one_based(start):,} with {allele}"
 
     found = _sequence_probabilities(model, rows, batch_tokens=batch_tokens, record=record)
-    return [
-        (number, variants[number][1] - min(lead, around), values[max(0, lead - around) :])
-        for (number, lead), values in zip(kept, found, strict=True)
-    ]
+    views = []
+    for number, lead, after, pair in kept:
+        first = max(0, lead - around)
+        ref, alt = (log_likelihood(found[row], rows[row])[first:] for row in pair)
+        text = decode(rows[pair[1]])
+        start = variants[number][1] - (lead - first)
+        probabilities = found[pair[1]][first:]
+        ends = text[first:lead], text[len(text) - after :]
+        views.append(AlleleView(number, start, *ends, probabilities, ref, alt))
+    return views
 
 
 def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:

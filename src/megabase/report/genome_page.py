@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from megabase import __version__
 from megabase.genome.alphabet import decode
+from megabase.genome.consequences import SEVERITY
 from megabase.genome.files import without_nan
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
@@ -99,6 +100,22 @@ class Logo:
         return {**vars(self), "length": len(self.values), "values": _pack(self.values.ravel())}
 
 
+class Overlay(NamedTuple):
+    """Log-probabilities (natural) of the bases of both alleles of a variant, side by side.
+
+    `ref` and `alt` are float (bases,) for `before`, the bases of the allele that differ, and
+    `after`; `start` (0-based) is where `before` begins, `row` the row of the table.
+    """
+
+    row: int
+    start: int
+    before: str
+    alleles: tuple[str, str]
+    after: str
+    ref: Floats
+    alt: Floats
+
+
 class Column(NamedTuple):
     """A column of the table; ``place`` is a position, already 1-based.
 
@@ -146,6 +163,7 @@ class GenomePage:
     lead: str = ""
     tracks: list[Track] = field(default_factory=list)
     logos: list[Logo] = field(default_factory=list)
+    overlays: list[Overlay] = field(default_factory=list)
     columns: Sequence[Column] = ()
     rows: Sequence[TableRow] = ()
     numbers: list[tuple[str, str, str]] = field(default_factory=list)
@@ -162,6 +180,9 @@ def build_genome_page(page: GenomePage) -> str:
         "tracks": [track._record(order) for order, track in enumerate(page.tracks, start=1)],
         "logos": [logo for logo in logos if logo["row"] is None],
         "variant_logos": [logo for logo in logos if logo["row"] is not None],
+        "overlays": [
+            one._replace(ref=_pack(one.ref), alt=_pack(one.alt))._asdict() for one in page.overlays
+        ],
         "table": None,
     }
     if page.columns:
@@ -178,7 +199,7 @@ def build_genome_page(page: GenomePage) -> str:
             statistics(page.numbers) if page.numbers else "",
             '<div id="browser" class="browser" aria-label="genome browser"></div>',
             '<div id="logos" class="panel" aria-live="polite"></div>' if logos else "",
-            _table(page.columns) if page.columns else "",
+            _table(page.columns, page.rows) if page.columns else "",
             section("What this was made from", [definitions(page.facts)]) if page.facts else "",
             f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT license). "
             "This page asks no other host.</footer>",
@@ -200,38 +221,51 @@ def _fasta_uri(page: GenomePage) -> str:
     return "data:application/gzip;base64," + base64.b64encode(packed).decode()
 
 
-def _table(columns: Sequence[Column]) -> str:
+def _table(columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
     heads = "".join(
         f'<th scope="col" class="{"text " * (column.kind == "text")}{"minor" * column.minor}">'
         f'<button type="button">{escape(column.name)}</button></th>'
         for column in columns
     )
-    numbers = "".join(
-        f'<option value="{number}">{escape(column.name)}</option>'
-        for number, column in sorted(enumerate(columns), key=lambda pair: pair[1].minor)
-        if column.kind == "number"
-    )  # scores first
-    limit = (
-        '<label>size of <select id="score-column" aria-label="score to filter by">'
-        f'{numbers}</select> at least <input id="least" type="number" step="any" min="0"'
-        ' aria-label="smallest size of the score"></label>'
-        if numbers
-        else ""
-    )
+    numbers = [(n, one) for n, one in enumerate(columns) if one.kind == "number"]
+    numbers.sort(key=lambda pair: pair[1].minor)  # scores first
+    names = [column.name for column in columns]
+    controls = ""
+    if "consequence" in names:
+        found = {row.cells[names.index("consequence")] for row in rows}
+        choices = _options([(term, term) for term in SEVERITY if term in found])
+        controls += (
+            '<select id="consequence" aria-label="consequence to show"><option value="">'
+            f"any consequence</option>{choices}</select>"
+        )
+    if "gene" in names:
+        controls += '<input id="gene" type="search" placeholder="gene" aria-label="gene to show">'
+    if numbers:
+        bounds = "".join(
+            f'{word} <input id="{name}" type="number" step="any" aria-label="{what} score">'
+            for word, name, what in (("from", "least", "least"), ("to", "most", "greatest"))
+        )
+        controls += (
+            '<label><select id="score-column" aria-label="score to filter by">'
+            f"{_options([(n, one.name) for n, one in numbers])}</select> {bounds}</label>"
+        )
     return section(
         "Alleles",
         [
             '<div class="controls"><input id="search" type="search" '
             'placeholder="filter by any word" aria-label="filter the alleles">'
-            f'{limit}<button type="button" id="export">Save as CSV</button>'
+            f'{controls}<button type="button" id="export">Save as CSV</button>'
             '<span id="count" class="count" aria-live="polite"></span></div>',
             f'<div id="rows" class="rows"><table><thead><tr>{heads}</tr></thead>'
             "<tbody></tbody></table></div>",
             '<p class="note">A click on a heading sorts, a click on a row (or Enter) goes there. '
-            "Filters by size look at the absolute value. The CSV has the rows shown, in their "
-            "order.</p>",
+            "The CSV has the rows shown, in their order.</p>",
         ],
     )
+
+
+def _options(pairs: Sequence[tuple[object, str]]) -> str:
+    return "".join(f'<option value="{value}">{escape(name)}</option>' for value, name in pairs)
 
 
 @cache

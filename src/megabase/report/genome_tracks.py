@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
@@ -26,10 +27,10 @@ _ENDINGS = {
 }  # fmt: skip
 """What a file of a track is, by the ending of its name (in lower case, before .gz)."""
 
-_REASON = "MB_REASON"
-"""INFO field of megabase variants: why an allele has no score."""
+_TEXTS = {"MB_REASON": "reason", "MB_CONSEQUENCE": "consequence", "MB_GENE": "gene"}
+"""INFO fields of megabase variants that are text: why an allele has no score, what it does."""
 _VARIANT_COLUMNS = (
-    "contig", "start", "end", "ref", "alt", "id", "record", "qual", "filter", "reason",
+    "contig", "start", "end", "ref", "alt", "id", "record", "qual", "filter", *_TEXTS.values(),
 )  # fmt: skip
 """Columns of a frame of variants before its scores."""
 _GENES = ("gene", "pseudogene", "ncRNA_gene")
@@ -166,7 +167,7 @@ def read_variants(
     :class:`ReportError` when no variant is left.
     """
     keys = list(info) or float_info_keys(read_vcf_header(path))
-    frame = read_vcf(path, store, info=[*keys, _REASON], strict=strict)
+    frame = read_vcf(path, store, info=[*keys, *_TEXTS], strict=strict)
 
     def of_allele(key: str) -> pl.Expr:
         """Take the value of the allele of the row where there is one for each."""
@@ -175,8 +176,11 @@ def read_variants(
         return pl.when(values.list.len() > 1).then(own).otherwise(values.list.first())
 
     numbers = [of_allele(key).cast(pl.Float64, strict=False).alias(key) for key in keys]
-    reason = of_allele(_REASON).replace(".", None).alias("reason")
-    frame = frame.with_columns(*numbers, reason)
+    texts = [
+        of_allele(key).replace(".", None).map_elements(unquote, pl.String).alias(name)
+        for key, name in _TEXTS.items()
+    ]
+    frame = frame.with_columns(*numbers, *texts)
     if region is not None:
         frame = frame.filter(
             (pl.col("contig") == region.contig)
@@ -193,28 +197,34 @@ def variants_track(
 ) -> tuple[Track, list[Column], list[TableRow]]:
     """Make the track of variants, and their table with the genes they lie in."""
     # Of what every VCF file may hold, the table has what this one does.
-    given = {name for name in ("qual", "filter", "reason") if variants[name].is_not_null().any()}
+    optional = ("qual", "filter", *_TEXTS.values())
+    given = {name for name in optional if variants[name].is_not_null().any()}
     columns = {
         "contig": Column("contig"),
         "first base": Column("position", "place"),
         "ref": Column("ref"),
         "alt": Column("alt"),
         "id": Column("id", minor=True),
+        "consequence": Column("consequence"),
+        "gene": Column("gene"),
         "genes here": Column("gene", minor=True),
         "qual": Column("qual", "number", 1, minor=True),
         "filter": Column("filter", minor=True),
-        **{key: Column(key, "number") for key in variants.columns[len(_VARIANT_COLUMNS) :]},
+        **{
+            key: Column(key, "number", 1 if key.endswith("_PERCENTILE") else 3)
+            for key in variants.columns[len(_VARIANT_COLUMNS) :]
+        },
         "reason": Column("no score because"),
     }
-    if genes is None:
+    if genes is None or "gene" in given:
         del columns["genes here"]
-    for name in {"qual", "filter", "reason"} - given:
+    for name in {*optional} - given:
         del columns[name]
     rows: list[TableRow] = []
     features: list[Feature] = []
     for row in variants.iter_rows(named=True):
         locus = contig, start, end = row["contig"], row["start"], row["end"]
-        row |= {name: row[name] or "" for name in ("alt", "id", "reason")}
+        row |= {name: row[name] or "" for name in ("alt", "id", *_TEXTS.values())}
         row["first base"], row["genes here"] = one_based(start), genes and _genes_at(genes, *locus)
         rows.append(TableRow(*locus, [row[name] for name in columns]))
         features.append(Feature(contig, start, end, f"{row['ref']}>{row['alt'] or '.'}"))

@@ -180,11 +180,12 @@ def _expect(
     import numpy as np
 
     from megabase.evaluate.base_probabilities import (
-        allele_probabilities,
+        allele_views,
         base_probabilities,
         log_likelihood,
     )
-    from megabase.report.genome_page import Logo, Segment, Track
+    from megabase.genome.interval import trimmed
+    from megabase.report.genome_page import Logo, Overlay, Segment, Track
 
     options = {"window": args.window, "batch_tokens": args.batch_tokens}
     above: list[Segment] = []
@@ -211,15 +212,19 @@ def _expect(
     rows = (
         [] if variants is None else variants.select("contig", "start", "end", "ref", "alt").rows()
     )
-    for number, start, found in allele_probabilities(
-        model, page.store, rows, around=_AROUND, **options
-    ):
-        contig, _, _, ref, alt = rows[number]
+    for view in allele_views(model, page.store, rows, around=_AROUND, **options):
+        contig, _, _, ref, alt = rows[view.number]
         shift = "" if len(ref) == len(alt) else " Places after it are those of the alternative."
         text = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
-        page.logos.append(
-            Logo("With the variant", text, contig, start, found, "probability", number)
-        )
+        name, found = "With the variant", view.probabilities
+        page.logos.append(Logo(name, text, contig, view.start, found, "probability", view.number))
+        shared, one, other = trimmed(0, ref, alt)
+        page.overlays.append(
+            Overlay(
+                view.number, view.start, view.before + ref[:shared], (one, other),
+                ref[shared + len(one) :] + view.after, view.ref, view.alt,
+            )
+        )  # fmt: skip
 
 
 def _substitute(page: GenomePage, model: Loaded, args: Namespace) -> None:

@@ -163,6 +163,75 @@
     }
   }
 
+  // -- both alleles ------------------------------------------------------------------------------
+
+  function drawOverlay(one, width) {
+    // Natural log-probabilities of the bases with REF and with ALT, in the same columns before and
+    // behind the variant; the shorter allele leaves columns of the longer one empty.
+    const [ref, alt] = one.alleles, wide = Math.max(ref.length, alt.length);
+    const left = 34, right = 4, top = 6, body = 110, foot = 46;
+    const before = one.before.length, after = one.after.length;
+    const count = before + wide + after, step = (width - left - right) / count;
+    const lines = [["REF", ref, unpack(one.ref)], ["ALT", alt, unpack(one.alt)]].map(
+      ([name, allele, values]) => {
+        const at = (c) => c < before + allele.length ? c : c < before + wide ? -1
+          : c - wide + allele.length;
+        const letters = one.before + allele + one.after;
+        return { name, place: at, letters, values };
+      });
+    const finite = lines.flatMap((line) => [...line.values]).filter((v) => !Number.isNaN(v));
+    const low = Math.floor(Math.min(-2, ...finite)), scale = body / -low;
+    const svg = element("svg", {
+      class: "logo overlay", viewBox: `0 0 ${width} ${top + body + foot}`, role: "img",
+      "aria-label": "log-probability of each base with REF and with ALT",
+    });
+    svg.append(element("rect", { class: "band", x: left + before * step, y: 0,
+      width: Math.max(wide * step, 1), height: top + body + foot - 14 }));
+    const guess = top - Math.log(0.25) * scale;
+    svg.append(element("line", { x1: left, x2: width - right, y1: top, y2: top }));
+    svg.append(element("line", { class: "guess", x1: left, x2: width - right, y1: guess, y2: guess }));
+    svg.append(element("text", { x: left - 5, y: top + 8, "text-anchor": "end" }, "0"));
+    svg.append(element("text", { x: left - 5, y: guess + 4, "text-anchor": "end" }, "ln \u00bc"));
+    svg.append(element("text", { x: left - 5, y: top + body, "text-anchor": "end" }, String(low)));
+    lines.forEach((line, row) => {
+      let path = "", drawing = false;
+      for (let c = 0; c < count; c++) {
+        const i = line.place(c), value = i < 0 ? NaN : line.values[i];
+        const x = left + (c + 0.5) * step;
+        if (Number.isNaN(value)) drawing = false;
+        else {
+          path += `${drawing ? "L" : "M"}${x.toFixed(1)} ${(top - value * scale).toFixed(1)}`;
+          drawing = true;
+        }
+        if (i >= 0 && step >= 5) {
+          svg.append(element("text", { x, y: top + body + 16 + 13 * row, "text-anchor": "middle",
+            class: `base-${line.letters[i]}`, style: `font-size:${Math.min(11, step * 1.5)}px` },
+            line.letters[i]));
+        }
+      }
+      svg.append(element("path", { d: path, class: line.name }));
+      svg.append(element("text", { x: left - 5, y: top + body + 16 + 13 * row, "text-anchor": "end",
+        class: line.name }, line.name));
+    });
+    for (let c = 0; c < count; c++) {
+      const cell = element("rect", { x: left + c * step, y: top, width: step, height: body,
+        "fill-opacity": 0 });
+      const texts = lines.map((line) => {
+        const i = line.place(c);
+        return i < 0 ? `${line.name} \u2013`
+          : `${line.name} ${line.letters[i]} ${Number.isNaN(line.values[i]) ? "\u2013" : line.values[i].toFixed(3)}`;
+      });
+      cell.append(element("title", {}, texts.join(", ")));
+      svg.append(cell);
+    }
+    const ends = [[one.start + 1, left, "start"],
+      [one.start + before + ref.length + after, width - right, "end"]];
+    for (const [place, x, anchor] of ends) {
+      svg.append(element("text", { x, y: top + body + foot - 2, "text-anchor": anchor }, grouped(place)));
+    }
+    return svg;
+  }
+
   function showLogos() {
     const panel = document.getElementById("logos");
     if (!panel || !view) return;
@@ -215,6 +284,16 @@
       note.className = "note";
       note.textContent = `${logo.contig}:${grouped(start + 1)}-${grouped(end)}. ${logo.note}`;
       parts.push(title, note, drawLogo(logo, start, end, width, selected, high));
+    }
+    const both = selected && data.overlays.find((one) => one.row === selected.row);
+    if (both) {
+      const title = document.createElement("h3");
+      title.textContent = "REF and ALT, base by base";
+      const note = document.createElement("p");
+      note.className = "note";
+      note.textContent = "Natural log of the probability of each base, with either allele in place; "
+        + "behind the variant the same bases stand in one column. Dashed: a guess among four.";
+      parts.unshift(title, note, drawOverlay(both, width));
     }
     panel.replaceChildren(...parts);
   }
@@ -281,8 +360,12 @@
     place.append(svg);
   }
 
+  // igv.js puts names of tracks and features into the page as HTML; here they are text.
+  const safe = (text) => String(text ?? "").replaceAll("&nbsp;", " ")
+    .replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+
   function trackOf(track) {
-    const common = { name: track.name, height: track.height + LABEL - 6, order: track.order };
+    const common = { name: safe(track.name), height: track.height + LABEL - 6, order: track.order };
     if (track.kind === "signal") {
       const features = [];
       for (const segment of track.segments) {
@@ -313,7 +396,7 @@
       locus: data.locus, tracks: data.tracks.map(trackOf), search: false, minimumBases: 20,
       loadDefaultGenomes: false, queryParametersSupported: false, showSVGButton: true,
       showSampleNameButton: false, showROITableButton: false, showMultiSelectButton: false,
-      showAllChromosomes: false, showIdeogram: false, showChromosomeWidget: data.contigs > 1,
+      showIdeogram: false, showChromosomeWidget: data.contigs > 1,
     });
     const follow = (frames) => {
       const frame = (Array.isArray(frames) ? frames : browser.referenceFrameList)[0];
@@ -330,6 +413,11 @@
     for (const { track } of browser.trackViews) if (track.type === "wig") lower(track);
     browser.repaintViews();
     browser.on("locuschange", follow);
+    browser.on("trackclick", (_, found) => {
+      const lines = (found || []).map((one) => /^<hr/.test(one) ? "<hr>" : `<div>${one.name
+        ? `<span>${safe(one.name)}</span>&nbsp;&nbsp;${safe(one.value)}` : safe(one)}</div>`);
+      return lines.length ? lines.join("") : false;
+    });
     follow(null);
   }
 
@@ -343,7 +431,10 @@
     const heads = [...box.querySelectorAll("th")];
     const search = document.getElementById("search");
     const scoreColumn = document.getElementById("score-column");
-    const least = document.getElementById("least");
+    const [least, most, consequence, gene] = ["least", "most", "consequence", "gene"].map(
+      (name) => document.getElementById(name));
+    const [terms, genes] = ["consequence", "gene"].map(
+      (name) => table.columns.findIndex((column) => column.name === name));
     const count = document.getElementById("count");
     const texts = table.rows.map((row) => row.cells.join("\t").toLowerCase());
     let order = table.rows.map((_, i) => i), sorted = null, drawn = 0;
@@ -376,15 +467,18 @@
 
     function show() {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const limit = least && least.value !== "" ? Number(least.value) : null;
-      const scored = scoreColumn ? Number(scoreColumn.value) : -1;
+      const bound = (input, none) => input && input.value !== "" ? Number(input.value) : none;
+      const low = bound(least, -Infinity), high = bound(most, Infinity);
+      const scored = scoreColumn && (low > -Infinity || high < Infinity) ? Number(scoreColumn.value) : -1;
+      const term = consequence ? consequence.value : "";
+      const name = gene ? gene.value.trim().toLowerCase() : "";
       order = [];
       for (let i = 0; i < table.rows.length; i++) {
         if (!words.every((word) => texts[i].includes(word))) continue;
-        if (limit !== null) {
-          const value = table.rows[i].cells[scored];
-          if (value === null || Math.abs(value) < limit) continue;
-        }
+        const cells = table.rows[i].cells, value = cells[scored];
+        if (scored >= 0 && (value === null || value < low || value > high)) continue;
+        if (term && cells[terms] !== term) continue;
+        if (name && !String(cells[genes]).toLowerCase().includes(name)) continue;
         order.push(i);
       }
       if (sorted) {
@@ -464,7 +558,7 @@
     box.addEventListener("scroll", () => {
       if (box.scrollTop + box.clientHeight > box.scrollHeight - 400 && drawn < order.length) more();
     });
-    for (const control of [search, scoreColumn, least]) {
+    for (const control of [search, scoreColumn, least, most, consequence, gene]) {
       if (control) control.addEventListener("input", show);
     }
     show();
