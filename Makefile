@@ -34,7 +34,7 @@ $(VENV)/.demo: $(VENV)/.installed $(VENV)/.kernels
 
 $(VENV)/.test: $(VENV)/.installed $(VENV)/.kernels requirements-test.txt
 	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt \
-	  --editable '.[plots,bpe,lora,suites,tracks,anndata,attribute]'
+	  --editable '.[plots,bpe,lora,suites,tracks,anndata,attribute,motifs]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed requirements-docs.txt

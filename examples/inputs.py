@@ -32,14 +32,25 @@ devices: {accelerator: cpu}
 """A run of a few seconds, which still gets below the perplexity of knowing nothing."""
 
 
+MOTIFS = """\
+TBP TATAAAA  FOS::JUN TGACTCA  MYC CACGTG  GATA1 AGATAAG  CTCF CCACCAGGGGGCGC  SP1 GGGGCGGGG
+NFYA CCAATCA  FOXA1 TGTTTAC  ETS1 ACCGGAAGT  CREB1 TGACGTCA  NFKB1 GGGACTTTCC  STAT3 TTCCCGGAA
+RUNX1 TGTGGTT  YY1 AAGATGGCG  POU5F1 ATGCAAAT  SOX2 CATTGTT  KLF4 GGGTGTGG  E2F1 TTTGGCGC
+SRF CCATATTAGG  MEF2A CTAAAAATAG  TP53 GGGCATGTCC  HNF4A CAAAGTCCA  CEBPA ATTGCGCAAT
+REST TTCAGCACC  TEAD1 ACATTCCA  NRF1 GCGCATGCGC
+"""
+"""What these factors bind, as consensus."""
+
+
 def write_inputs(folder: Path) -> None:
-    """Write genome, annotation, variants, peaks, labeled sequences and two small runs."""
+    """Write genome, annotation, variants, peaks, motifs, labeled sequences and two small runs."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     genome = _write_genome(folder, rng)
     _write_variants(folder, genome["chr1"])
     _write_promoters(folder, np.random.default_rng(1))
     _write_families(folder, np.random.default_rng(2))
+    _write_motifs(folder)
     _train(folder)
 
 
@@ -105,6 +116,17 @@ def _write_promoters(folder: Path, rng: np.random.Generator) -> None:
         for number, (sequence, label) in enumerate(rows[500:508], start=1)
     )
     (folder / "promoters.fa").write_text(fasta)
+
+
+def _write_motifs(folder: Path) -> None:
+    """Write a MEME file in which a position has its base with probability 0.91."""
+    words = MOTIFS.split()
+    text = "MEME version 4\n\nALPHABET= ACGT\n\n"
+    for name, consensus in zip(words[::2], words[1::2], strict=True):
+        text += f"MOTIF {name}\nletter-probability matrix: alength= 4 w= {len(consensus)}\n"
+        for base in consensus:
+            text += " ".join("0.91" if base == one else "0.03" for one in "ACGT") + "\n"
+    (folder / "motifs.meme").write_text(text)
 
 
 def _write_families(folder: Path, rng: np.random.Generator) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from megabase.genome.interval import Interval as Interval
     from megabase.genome.interval import Variant as Variant
     from megabase.genome.store import Genome as Genome
+    from megabase.inference.motifs.effects import Effect as Effect
+    from megabase.inference.motifs.meme import read_motifs as read_motifs
+    from megabase.inference.motifs.seqlets import find_seqlets as find_seqlets
     from megabase.inference.parts import gather_shards as gather_shards
     from megabase.inference.variants.ensemble import rank_mean as rank_mean
     from megabase.models.decoder import register_mixer as register_mixer
@@ -59,6 +62,9 @@ _HOME = {
     "errors": ("MegabaseError",),
     "genome.interval": ("Interval", "Variant"),
     "genome.store": ("Genome",),
+    "inference.motifs.effects": ("Effect",),
+    "inference.motifs.meme": ("read_motifs",),
+    "inference.motifs.seqlets": ("find_seqlets",),
     "inference.parts": ("gather_shards",),
     "inference.variants.ensemble": ("rank_mean",),
     "models.decoder": ("register_mixer",),

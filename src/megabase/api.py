@@ -29,6 +29,8 @@ from megabase.inference.generation.generate import Generated, GenerateOptions, P
 from megabase.inference.generation.job import generate_file
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import split_options
+from megabase.inference.motifs.effects import Effect, ablate, marginalize
+from megabase.inference.motifs.meme import Matrix
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
@@ -42,6 +44,7 @@ from megabase.options import (
     AttributeOptions,
     CalibratedScoring,
     CalibrationOptions,
+    EffectOptions,
     EmbedOptions,
     EvaluateOptions,
     EverySnvScoring,
@@ -450,6 +453,54 @@ class Model(Loaded):
         if out is not None:
             return attribute_file(self, _file(sequences, genome), out, **given)
         return attribute(self, _codes(sequences, genome), **given)
+
+    def marginalize(
+        self,
+        motif: str | Matrix,
+        backgrounds: Sequences,
+        genome: MaybeGenome = None,
+        *,
+        at: int | Sequence[int] | None = None,
+        **options: Unpack[EffectOptions],
+    ) -> Effect:
+        """Put a motif into backgrounds and give what it does to an output of the model.
+
+        Parameters
+        ----------
+        motif
+            Bases, or the matrix of a motif of :func:`read_motifs`, whose consensus is taken.
+        backgrounds, genome
+            File or sequences (:data:`Sequences`), and the genome of a BED file.
+        at
+            First base of the motif (0-based), or several, each tried alone; the middle when None.
+        options
+            See :class:`EffectOptions`.
+        """
+        return marginalize(self, motif, _codes(backgrounds, genome), at, **options)
+
+    def ablate(
+        self,
+        sequences: Sequences,
+        start: int | Sequence[int],
+        end: int | Sequence[int],
+        genome: MaybeGenome = None,
+        **options: Unpack[EffectOptions],
+    ) -> Effect:
+        """Take an interval out of sequences and give what that does to an output of the model.
+
+        Its bases become those that stand there in dinucleotide shuffles of the whole sequence: a
+        shuffle of a short interval alone often gives it back.
+
+        Parameters
+        ----------
+        sequences, genome
+            File or sequences (:data:`Sequences`), and the genome of a BED file.
+        start, end
+            The interval, 0-based half-open, in all sequences or in each.
+        options
+            See :class:`EffectOptions`.
+        """
+        return ablate(self, _codes(sequences, genome), start, end, **options)
 
     @overload
     def generate(

@@ -152,13 +152,30 @@ class AttributeOptions(RunOptions, total=False):
     """Keywords of :meth:`Model.attribute`."""
 
     target: str | int | None
-    """Class to explain, by name or number (default: the most probable one)."""
+    """Class to explain, by name or number (default: the only one)."""
     method: Literal["gradient", "gradient_input", "integrated_gradients"]
     """How an output is attributed (default: integrated_gradients)."""
     baseline: Literal["uniform", "n"]
     """Where integrated gradients begin, without information (default: uniform)."""
     steps: int
     """Points of integrated gradients (default: 64)."""
+
+
+class EffectOptions(PassOptions, total=False):
+    """Keywords of :meth:`Model.marginalize` and :meth:`Model.ablate`."""
+
+    target: str | int | None
+    """Class of a classifier, by name or number (default: the only one)."""
+    output: Literal["logit", "probability"]
+    """What is compared, of a classifier (default: logit)."""
+    strands: Literal["forward", "both"] | None
+    """Strand that is read; both takes the mean (default: forward; of a classifier as in
+    training)."""
+    shuffles: int
+    """Dinucleotide shuffles of each sequence: in place of a background (default: none), or the
+    source of the bases that replace an interval (default: 20)."""
+    seed: int
+    """Decides shuffles, and bases drawn from a matrix (default: 0)."""
 
 
 class GenerationOptions(RunOptions, total=False):

@@ -1,11 +1,15 @@
-"""Packed k-mers against text, at every k."""
+"""Packed k-mers against text, at every k; dinucleotide shuffles against all orders there are."""
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
 import pytest
 
 from megabase.genome.alphabet import encode
-from megabase.genome.kmers import canonical_kmers, pack_kmers
+from megabase.genome.kmers import canonical_kmers, dinucleotide_shuffle, pack_kmers
 
 DNA = "ACGTNacgtTTGCAANRGGATCCAGTACCGTTTAACGATTGCAGTCATGCA" * 2
 
@@ -35,3 +39,27 @@ def test_packing_equals_text(k: int) -> None:
 def test_short_sequences_have_none() -> None:
     assert not len(pack_kmers(encode("AC"), 3)[0])
     assert not len(canonical_kmers(encode(""), 1)[0])
+
+
+@pytest.mark.parametrize("text", ["TGACTCAGTTCA", "AAAAAAAA", "ACGNNTANCG", "ACG", "A", ""])
+def test_dinucleotide_shuffles_are_all_orders_alike(text: str) -> None:
+    rng, codes = np.random.default_rng(0), encode(text)
+    pairs = Counter(pairwise(codes))
+    found = Counter(tuple(dinucleotide_shuffle(codes, rng).tolist()) for _ in range(3000))
+    for one in found:
+        assert Counter(pairwise(one)) == pairs
+        assert one[:1] == tuple(codes[:1])
+
+    def orders(one: tuple[int, ...], left: Counter[tuple[int, int]]) -> set[tuple[int, ...]]:
+        if len(one) >= len(codes):
+            return {one}
+        steps = [pair for pair in left if pair[0] == one[-1] and left[pair] > 0]
+        return set[tuple[int, ...]]().union(
+            *(orders((*one, end), left - Counter([(begin, end)])) for begin, end in steps)
+        )
+
+    expected = orders(tuple(codes[:1].tolist()), pairs)
+    assert set(found) == expected
+    mean = 3000 / len(expected)
+    chi_square = sum((found[one] - mean) ** 2 / mean for one in expected)
+    assert chi_square < 2 * len(expected)

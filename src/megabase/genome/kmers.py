@@ -1,6 +1,9 @@
-"""K-mers as integers, two bits a base: A 0, C 1, G 2, T 3, the first base highest."""
+"""K-mers as integers, two bits a base: A 0, C 1, G 2, T 3, the first base highest; and shuffles."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +33,36 @@ def canonical_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_
     two, known = _two_bits(codes, k)
     other = _pack(np.uint64(3) - two[::-1], k)[::-1]
     return np.minimum(_pack(two, k), other), known
+
+
+def dinucleotide_shuffle(codes: _Codes, rng: np.random.Generator) -> _Codes:
+    """Shuffle base codes (n,) so that every dinucleotide is as often there, and both ends stay.
+
+    All such orders are equally likely: a base is left for the last time by an edge of a random tree
+    that leads to the last base, and before that by its other edges in random order (Altschul and
+    Erickson 1985, doi:10.1093/oxfordjournals.molbev.a040370). Lower case is not kept.
+    """
+    bases = (codes & alphabet.BASE_BITS).tolist()
+    if len(bases) < 4:
+        return np.array(bases, dtype=np.uint8)
+    after: dict[int, list[int]] = {}
+    for one, other in pairwise(bases):
+        after.setdefault(one, []).append(other)
+    while True:
+        exits = {one: int(rng.integers(len(after[one]))) for one in after if one != bases[-1]}
+        ends = set(after)
+        for _ in exits:  # as many steps lead any base to the last one, or round in a circle
+            ends = {after[one][exits[one]] if one in exits else one for one in ends}
+        if ends <= {bases[-1]}:
+            break
+    walks: dict[int, Iterator[int]] = {}
+    for one, others in after.items():
+        final = [others.pop(exits[one])] if one in exits else []
+        walks[one] = iter([*rng.permutation(others).tolist(), *final])
+    found = bases[:1]
+    for _ in bases[1:]:
+        found.append(next(walks[found[-1]]))
+    return np.array(found, dtype=np.uint8)
 
 
 def _two_bits(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:

@@ -145,13 +145,6 @@ class _Attributor:
                 f"{self.name} is a {self.kind} model; attribution needs a classifier or a causal "
                 "language model"
             )
-        if target is None and len(self._names) == 1:
-            return 0
-        if target is None:
-            raise InputError(
-                f"{self.name} has {len(self._names)} outputs; name one as the target: "
-                f"{', '.join(self._names[:20])}"
-            )
         return find_class(self._names, target, self.name)
 
     def __call__(self, codes: Codes, name: str = "the sequence") -> Attribution:

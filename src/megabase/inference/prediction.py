@@ -137,11 +137,14 @@ class Predictor:
         longest = self._loaded.longest
         return None if longest is None else self._loaded.encoder.bases_for(longest)
 
-    def sequences(self, items: Sequence[Codes], names: Sequence[str] | None = None) -> Floats:
+    def sequences(
+        self, items: Sequence[Codes], names: Sequence[str] | None = None, logits: bool = False
+    ) -> Floats:
         """Predict the labels of sequences of base codes: float32 (sequences, classes).
 
-        A model that labels every base gives the mean over the bases of each sequence. InputError
-        for a sequence without a base, or longer than the model reads.
+        A model that labels every base gives the mean over the bases of each sequence; with `logits`
+        these are not made into probabilities. InputError for a sequence without a base, or longer
+        than the model reads.
         """
         advice = "cut it, or predict along it with windows (a track)"
         for number, codes in enumerate(items):
@@ -149,7 +152,7 @@ class Predictor:
 
         def probabilities(codes: Codes, rows: NDArray[np.int64]) -> list[Floats]:
             values, mask = self._probabilities(
-                codes, lambda row: record_name(names, int(rows[row]))
+                codes, lambda row: record_name(names, int(rows[row])), logits
             )
             if self.by_base and self.units is not None:
                 pairs = zip(values.cpu().numpy(), mask.cpu().numpy(), strict=True)
@@ -166,7 +169,9 @@ class Predictor:
         )
         return np.stack(found) if found else np.zeros((0, len(self.classes)), dtype=np.float32)
 
-    def _probabilities(self, codes: Codes, record: Callable[[int], str]) -> tuple[Tensor, Tensor]:
+    def _probabilities(
+        self, codes: Codes, record: Callable[[int], str], plain: bool = False
+    ) -> tuple[Tensor, Tensor]:
         batch = self._loaded.encoder.batch(codes, self._loaded.device)
         with inference_mode(self._loaded.model):
             logits = self._logits(batch)
@@ -180,9 +185,9 @@ class Predictor:
             # Before they become probabilities, where infinity would look like certainty.
             known = batch.bases[..., None] if self.by_base else None
             require_finite(logits, self.name, "outputs", record, known)
-            if self.problem == "single_label_classification":
+            if self.problem == "single_label_classification" and not plain:
                 logits = logits.softmax(-1)
-            elif self.problem == "multi_label_classification":
+            elif self.problem == "multi_label_classification" and not plain:
                 logits = logits.sigmoid()
             elif self.units is not None and not self.by_base:
                 logits = self.units.values(logits)

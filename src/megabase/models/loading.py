@@ -276,14 +276,20 @@ def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
     return "causal"
 
 
-def find_class(names: Sequence[str], wanted: str | int, model: str) -> int:
-    """Give the number of an output by its name or number; :class:`InputError` for another."""
+def find_class(names: Sequence[str], wanted: str | int | None, model: str) -> int:
+    """Give the number of an output by its name or number; :class:`InputError` for another.
+
+    None is the only one.
+    """
+    known = ", ".join(names[:_SHOWN_CLASSES])
+    if wanted is None and len(names) > 1:
+        raise InputError(f"{model} has {len(names)} outputs; name one as the target: {known}")
+    wanted = 0 if wanted is None else wanted
     for number, name in enumerate(names):
         if wanted in (name, number):
             return number
     if isinstance(wanted, str) and wanted.isdigit() and int(wanted) < len(names):
         return int(wanted)
-    known = ", ".join(names[:_SHOWN_CLASSES])
     raise InputError(f"{model} has no output {wanted!r}; it has {known}")
 
 

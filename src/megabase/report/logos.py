@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from megabase.report.style import (
     picture,
     position_ticks,
     shortened,
+    shown_name,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +88,30 @@ def _draw_letters(
     position_ticks(axes, last, 60 * axes.figure.bbox.width / axes.figure.dpi)
 
 
+def _draw_names(axes: Axes, spans: Sequence[tuple[int, int, str]]) -> None:
+    """Draw a bar and a name above intervals (0-based half-open), in rows so that none touch."""
+    low, high = axes.get_ylim()
+    first, last = axes.get_xlim()
+    step = 0.17 * (high - low)
+    wide = (
+        9.0 * (last - first) / (axes.get_position().width * axes.figure.bbox.width)
+    )  # of a letter
+    reached: list[float] = []  # by the names of each row
+    for start, end, name in sorted(spans):
+        left, right = max(start + 0.5, first), min(end + 0.5, last)
+        if left < right:
+            shown = shown_name(name)
+            half = wide * len(shown) / 2
+            middle = max(first + half, min((left + right) / 2, last - half))
+            free = [k for k, x in enumerate(reached) if x < min(left, middle - half)]
+            row = free[0] if free else len(reached)
+            reached[row : row + 1] = [max(right, middle + half)]
+            height = high + (row + 0.3) * step
+            axes.plot([left, right], [height, height], color=LIGHT.model, linewidth=2)
+            axes.text(middle, height + 0.15 * step, shown, ha="center", size=WIDE.text - 3)
+    axes.set_ylim(low, high + (len(reached) + 0.4) * step)
+
+
 def save_logo(
     path: Path,
     letters: npt.NDArray[np.floating[Any]],
@@ -94,17 +120,21 @@ def save_logo(
     ylabel: str,
     first: int = 1,
     overwrite: bool = False,
+    spans: Sequence[tuple[int, int, str]] = (),
 ) -> None:
     """Draw letters (length, 4) for A, C, G, T as high as their numbers, negative ones downwards.
 
     `path` ends in ``.svg``, ``.png`` or ``.pdf``; `first` is the number of the first position.
-    Errors are those of :func:`check_logo`.
+    `spans`, start and end (0-based half-open) and a name, are drawn above their letters. Errors are
+    those of :func:`check_logo`.
     """
     check_logo(path, len(letters), overwrite)
     width = min(24.0, max(6.0, 0.16 * len(letters)))
     with picture(path, width, 2.6, overwrite) as figure:
         axes = figure.add_subplot()
         _draw_letters(axes, letters, first, ylabel)
+        if spans:
+            _draw_names(axes, spans)
         axes.set_title(shortened(title, 62 * width, WIDE.text), loc="left")
 
 

@@ -23,6 +23,7 @@ from megabase.errors import InputError, OutputError
 from megabase.options import AttributeOptions, EmbedOptions, PredictOptions
 
 if TYPE_CHECKING:
+    import polars as pl
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.data.sources import SequenceInput
@@ -203,6 +204,12 @@ def _add_attribute(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add_source_options(parser, ".parquet, .npz, or .bw for the intervals of a BED file")
     add_keywords(parser, AttributeOptions)
+    add("--seqlets", type=str, metavar="FILE", help="table of the runs of bases that stand out "
+        "(.tsv, .parquet, or .bed for intervals)")  # fmt: skip
+    add("--motifs", type=str, metavar="MEME", help="name them by the motifs of a MEME file, in the "
+        "table and in the logo")  # fmt: skip
+    add("--modisco", type=str, metavar="PREFIX", help="arrays for modisco motifs -s "
+        "PREFIX.ohe.npz -a PREFIX.attr.npz")  # fmt: skip
     add("--logo", type=str, metavar="FILE", help="draw one sequence as a logo (.svg, .png or .pdf)")
     add("--logo-of", type=str, metavar="NAME", help="which sequence (default: the first)")
     add("--logo-from", type=int, help="first base of the logo, 1-based (default: 1)")
@@ -220,6 +227,7 @@ def _attribute(args: Namespace) -> int:
     .bw is a track along the intervals of a BED file.
     """
     from megabase.inference.attribution import attribute_file
+    from megabase.inference.motifs.files import SeqletFiles
 
     if args.logo is not None:
         if not str(args.output).lower().endswith(".parquet"):
@@ -239,12 +247,24 @@ def _attribute(args: Namespace) -> int:
     source = source_of(args)
     if args.logo is not None:
         _check_logo(args, source)
+    if args.seqlets is None and args.logo is None:
+        why = "for names in a table (--seqlets FILE) or a logo (--logo FILE)"
+        refuse_unused(args, "motifs", why)
+    if args.shard:
+        refuse_unused(args, "seqlets motifs modisco", "made of all sequences: leave --shard out")
+    options = given(args, AttributeOptions)
+    more = SeqletFiles(source, args.seqlets, args.motifs, args.modisco, args.overwrite)
+    more.check(args.output, options)
     with running(args, "sequences") as how:
-        options = given(args, AttributeOptions)
         target = attribute_file(args.model, source, args.output, **options, **how)
     note(f"wrote {target}")
-    if args.logo is not None and not args.shard:
-        _draw_logo(args, source, target)
+    if args.shard:
+        return 0
+    seqlets = more.write(target)
+    for path in more.paths:
+        note(f"wrote {path}")
+    if args.logo is not None:
+        _draw_logo(args, source, target, seqlets)
     return 0
 
 
@@ -260,15 +280,17 @@ def _check_logo(args: Namespace, source: SequenceInput) -> None:
         )
 
 
-def _draw_logo(args: Namespace, source: SequenceInput, table: Path) -> None:
-    """Draw the logo of one sequence."""
+def _draw_logo(
+    args: Namespace, source: SequenceInput, table: Path, seqlets: pl.DataFrame | None
+) -> None:
+    """Draw the logo of one sequence, with the motifs of its seqlets."""
     import numpy as np
     import polars as pl
 
     from megabase.genome.alphabet import decode
     from megabase.report.logos import own_heights, save_logo
 
-    frame = pl.scan_parquet(table)
+    frame = pl.scan_parquet(table).with_row_index("number")
     if args.logo_of is not None:
         frame = frame.filter(pl.col("name") == args.logo_of)
     found = frame.head(1).collect()
@@ -285,7 +307,14 @@ def _draw_logo(args: Namespace, source: SequenceInput, table: Path) -> None:
     path = Path(args.logo)
     method = (args.method or "integrated_gradients").replace("_", " ")
     title = str(row["name"])
-    save_logo(path, letters, title=title, ylabel=method, first=first, overwrite=args.overwrite)
+    spans: list[tuple[int, int, str]] = []
+    if seqlets is not None:
+        named = seqlets.filter(pl.col("number") == row["number"], pl.col("motif").is_not_null())
+        spans = named.select("start", "end", "motif").rows()
+    save_logo(
+        path, letters, title=title, ylabel=method, first=first, overwrite=args.overwrite,
+        spans=spans,
+    )  # fmt: skip
     note(f"wrote {path}")
 
 
@@ -304,6 +333,7 @@ VERBS = {
     )),
     "attribute": Verb(_add_attribute, _attribute, (
         "megabase attribute default seqs.fa -o why.parquet --logo why.png",
-        "megabase attribute runs/tuned seqs.fa --target promoter -o why.parquet",
+        "megabase attribute runs/tuned seqs.fa --target promoter -o why.parquet --seqlets why.tsv "
+        "--motifs jaspar.meme",
     )),
 }
