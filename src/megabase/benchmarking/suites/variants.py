@@ -36,7 +36,7 @@ from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.variants.calibration import columns, context_of
-from megabase.inference.variants.scorer import METHODS
+from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.vcf_file import score_variants_file
 from megabase.models.loading import Loaded, load
 
@@ -180,7 +180,7 @@ def _model_rows(
 def _cheap_methods(model: Loaded) -> list[str]:
     """Name the methods that take one pass of a model for each allele."""
     wrong = "log_probs" if model.masked else "masked"
-    return [name for name, method in METHODS.items() if method.need != wrong]
+    return [name for name, method in METHODS.items() if wrong not in method.needs]
 
 
 def _baselines(
