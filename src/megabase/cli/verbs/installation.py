@@ -79,8 +79,8 @@ def _machine() -> Iterator[_Row]:
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    from megabase.memory import available_bytes
     from megabase.ops import backend, kernels, triton
-    from megabase.training.process import available_bytes
     from megabase.training.run_folder import environment
 
     about, package = environment(), kernels.package()
