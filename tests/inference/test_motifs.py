@@ -364,6 +364,7 @@ def test_a_language_model_is_asked_about_the_bases_around() -> None:
         (lambda model: model.ablate(["ACGT" * 30], 9, 9, target=1), "found 9 to 9"),
         (lambda model: model.ablate(["ACGT" * 30], 0, 9, target=1, output="x"), "output is one"),
         (lambda model: model.ablate(["ACGT" * 30], 0, 9, sed=1), "no option sed"),
+        (lambda model: model.ablate(["ACGT" * 30], [0, 1], 9, target=1), "one start and end, or 1"),
     ],
 )
 def test_what_ifs_that_cannot_be_are_refused(folder: Path, call: Any, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,31 @@ def test_odd_logos_are_drawn_whole(tmp_path: Path, end: str) -> None:
         logo(folder, letters, title="chr_$x$_" * 60, end=end).check()
         (file,) = folder.iterdir()
         assert file.stat().st_size > 1000
+
+
+def test_names_stand_above_their_letters_and_apart(tmp_path: Path) -> None:
+    spans = [
+        (0, 5, "MA0001.1 LONGNAME"),
+        (6, 12, "AP1"),
+        (13, 18, "MA0002.1 OTHER"),
+        (58, 64, "EDGE"),
+    ]
+    with pictures() as seen:
+        save_logo(
+            tmp_path / "n.svg", RNG.normal(size=(60, 4)), title="one", ylabel="height", first=2,
+            spans=[*spans, (80, 90, "OUTSIDE")],
+        )  # fmt: skip
+    (picture,) = seen
+    picture.check(marks=60)
+    axes = picture.panels[0].axes
+    bars = [line.get_xdata() for line in axes.lines if line.get_linewidth() == 2]
+    # Positions count from 1, and those shown are 2 to 61.
+    assert [list(bar) for bar in bars] == [[1.5, 5.5], [6.5, 12.5], [13.5, 18.5], [58.5, 61.5]]
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert list(boxes) == [name for _, _, name in spans]
+    for one, other in itertools.combinations(boxes.values(), 2):
+        assert not one.overlaps(other)
+    letters = max(patch.get_path().get_extents().y1 for patch in axes.patches)
+    assert min(line.get_ydata()[0] for line in axes.lines if line.get_linewidth() == 2) > letters
+    left, right = axes.get_window_extent().intervalx
+    assert all(left - 1 <= box.x0 and box.x1 <= right + 1 for box in boxes.values())

@@ -93,9 +93,9 @@ def _draw_names(axes: Axes, spans: Sequence[tuple[int, int, str]]) -> None:
     low, high = axes.get_ylim()
     first, last = axes.get_xlim()
     step = 0.17 * (high - low)
-    wide = (
-        9.0 * (last - first) / (axes.get_position().width * axes.figure.bbox.width)
-    )  # of a letter
+    # Positions under a letter of a name, whose mean width is less than eight points.
+    points = 72 * axes.get_position().width * axes.figure.bbox.width / axes.figure.dpi
+    wide = 8 * (last - first) / points
     reached: list[float] = []  # by the names of each row
     for start, end, name in sorted(spans):
         left, right = max(start + 0.5, first), min(end + 0.5, last)

@@ -75,7 +75,7 @@ def marginalize(
     for number, codes in enumerate(given):
         places = (len(codes) - len(letters)) // 2 if at is None else np.asarray(at)
         for start in np.atleast_1d(places).tolist():
-            changes.append(_changed(number, codes, encode(letters), start))
+            changes.append(_changed(number, codes, encode(letters), start, start + len(letters)))
     return _effect(model, given, changes, options)
 
 
@@ -85,7 +85,10 @@ def ablate(
 ) -> Effect:  # fmt: skip
     """Take an interval out of sequences, as :meth:`megabase.Model.ablate`."""
     given, shuffles, rng = codes_of(sequences), options.get("shuffles", 20), _rng(options)
-    bounds = (np.broadcast_to(np.asarray(one), len(given)).tolist() for one in (start, end))
+    for one in (start, end):
+        if np.ndim(one) and np.shape(one) != (len(given),):
+            raise InputError(f"expected one start and end, or {len(given)}, found {one}")
+    bounds = (np.broadcast_to(one, len(given)).tolist() for one in (start, end))
     changes = [
         _changed(number, codes, dinucleotide_shuffle(codes, rng)[first:last], first, last)
         for number, (codes, first, last) in enumerate(zip(given, *bounds, strict=True))
@@ -98,10 +101,7 @@ def _rng(options: EffectOptions) -> np.random.Generator:
     return np.random.default_rng(options.get("seed", 0))
 
 
-def _changed(
-    number: int, codes: Codes, bases: Codes, start: int, end: int | None = None
-) -> _Changed:
-    end = start + len(bases) if end is None else end
+def _changed(number: int, codes: Codes, bases: Codes, start: int, end: int) -> _Changed:
     if not 0 <= start < end <= len(codes):
         raise InputError(
             f"sequence {number + 1} has {len(codes):,} bases: expected an interval inside them, "
