@@ -9,7 +9,18 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from benchmarks import context_parallel, data, generation, launches, runtime, scan, step, variants
+from benchmarks import (
+    context_parallel,
+    data,
+    generation,
+    gpu,
+    gpu_page,
+    launches,
+    runtime,
+    scan,
+    step,
+    variants,
+)
 from benchmarks.harness import disturbed
 from megabase.cli.parser import HelpFormatter
 from megabase.errors import MegabaseError
@@ -21,6 +32,7 @@ MEASUREMENTS = {
     "step": (step.StepConfig, step.run_step),
     "memory": (step.MemoryConfig, step.run_memory),
     "context-parallel": (context_parallel.SharingConfig, context_parallel.run_sharing),
+    "gpu": (gpu.GpuConfig, gpu.run_gpu),
     "launches": (launches.LaunchConfig, launches.run_launches),
     "load": (data.LoadConfig, data.run_load),
     "store": (data.StoreConfig, data.run_store),
@@ -28,6 +40,8 @@ MEASUREMENTS = {
     "variants": (variants.VariantsConfig, variants.run_variants),
 }
 """Settings and function of each; the function gives what is written as JSON."""
+PICTURES = {"runtime": runtime.save_plots, "gpu": gpu_page.save_page}
+"""What is written beside the JSON."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.output is not None:
             write_json(Path(given.output), found)
             print(f"wrote {given.output}")
-        if args.action == "runtime" and given.output is not None:
-            for path in runtime.save_plots(found, Path(given.output)):
+            for path in PICTURES.get(args.action, lambda *_: [])(found, Path(given.output)):
                 print(f"wrote {path}")
     except MegabaseError as error:
         text = str(error).replace("overwrite=True", "--overwrite")
