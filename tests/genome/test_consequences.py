@@ -92,6 +92,8 @@ TRUTH = """
 70    1 G    3_prime_UTR_variant                                              -
 70    0 G    3_prime_UTR_variant                                              -
 75    3 -    3_prime_UTR_variant                                              -
+5     20 -   start_lost,5_prime_UTR_variant                                   p.Met1?
+66    12 -   stop_lost,3_prime_UTR_variant                                    -
 5     80 -   transcript_ablation                                              -
 """
 
@@ -144,6 +146,7 @@ SITES = {"splice_donor_variant", "splice_acceptor_variant"}
 SPLICE = {*SITES, "splice_region_variant", "intron_variant"}
 ENDS = {"stop_gained", "start_lost", "stop_lost", "stop_retained_variant", "start_retained_variant"}
 FRAMES = {"frameshift_variant", "inframe_insertion", "inframe_deletion", "coding_sequence_variant"}
+UTRS = {"5_prime_UTR_variant", "3_prime_UTR_variant"}
 OTHERS = {"stop_gained", "synonymous_variant"}
 
 
@@ -167,7 +170,7 @@ def explained(mine: set[str], theirs: set[str], coding: bool, lengths: tuple[int
         return ""
     if not mine:
         return "an indel beside a transcript: csq counts the base before it"
-    if (one | two) & ENDS and one - FRAMES - ENDS == two - FRAMES - ENDS:
+    if (one | two) & ENDS and one ^ two <= FRAMES | ENDS | UTRS:
         return "at a start or stop codon: csq does not read the untranslated region"
     if lengths[0] != lengths[1] and (one ^ two) <= SPLICE | FRAMES | OTHERS:
         return "an indel at an intron: csq asks whether the letters of the site are the same"
@@ -212,7 +215,7 @@ def test_random_variants_as_bcftools_csq(tmp_path: Path) -> None:
             if not why:
                 wrong.append((place, ref, alt, name, own, other))
             change = re.fullmatch(r"(\d+)([A-Z*])(?:>\d+([A-Z*]))?", texts.get(name, ""))
-            if change and why == "equal":
+            if change and why == "equal" and "frameshift_variant" not in own:
                 number, before, after = change.groups()
                 text = _NAMES[after] + "ext" * (before == "*") if after else "="
                 assert mine[name].protein == f"p.{_NAMES[before]}{number}{text}"

@@ -192,7 +192,15 @@ class Annotation:
                 break
             offset += high - low
         else:  # over the border of an exon
-            return terms, ""
+            left, right = start < one.coding[0][0] + 3, end > one.coding[-1][1] - 3
+            first, last = (left, right) if one.strand == "+" else (right, left)
+            coded = spliced.codes[spliced.first + one.phase : spliced.end]
+            stops = one.code in _OTHER_CODES and _translate(coded, one.code).endswith("*")
+            found = {"start_lost"} if first and one.begins and not one.phase else set[str]()
+            found |= {"stop_lost"} if last and stops and len(coded) % 3 == 0 else set[str]()
+            if found:
+                terms = (terms - {"coding_sequence_variant"}) | found
+            return terms, "p.Met1?" if "start_lost" in found else ""
         at = offset + start - low
         if one.strand == "-":
             at, alt = len(spliced.codes) - (at + end - start), reverse_complement(alt)
