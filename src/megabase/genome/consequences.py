@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, decode, encode, reverse_complement
-from megabase.genome.interval import MITOCHONDRIAL, trimmed
+from megabase.genome.interval import MITOCHONDRIAL, trimmed, union
 from megabase.genome.store import Genome
 
 _Codes = NDArray[np.uint8]
@@ -284,12 +284,8 @@ def _translate(codes: _Codes, code: int) -> str:
 
 @lru_cache
 def _table(code: int) -> _Codes:
-    table = bytearray(_STANDARD, "ascii")
-    for codon, acid in _OTHER_CODES[code].items():
-        table["ACGT".index(codon[0]) * 16 + "ACGT".index(codon[1]) * 4 + "ACGT".index(codon[2])] = (
-            ord(acid)
-        )
-    return np.frombuffer(bytes(table), np.uint8)
+    acids = dict(zip(map("".join, product("ACGT", repeat=3)), _STANDARD, strict=True))
+    return np.frombuffer("".join((acids | _OTHER_CODES[code]).values()).encode(), np.uint8)
 
 
 def _translated(
@@ -461,7 +457,8 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
             kind: sorted({(one["start"], one["end"]) for one in rows if one["type"] == kind})
             for kind in _PARTS
         }
-        coding = _joined(spans["CDS"], spans["stop_codon"])
+        coding, stop = tuple(spans["CDS"]), spans["stop_codon"]
+        coding = union([*coding, *stop]) if coding and stop else coding  # apart in GTF
         exons = tuple(spans["exon"]) or coding
         marks = [row, *rows]
         known = {code for one in rows if (code := one["transl_table"])}
@@ -478,21 +475,6 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
             ),
             code,
         )  # fmt: skip
-
-
-def _joined(coding: list[tuple[int, int]], stop: list[tuple[int, int]]) -> _Spans:
-    """Add the stop codon, which GTF keeps apart, to the coding parts."""
-    spans = [*coding]
-    for low, high in stop if coding else ():
-        if any(s <= low and high <= e for s, e in spans):
-            continue
-        for n, (s, e) in enumerate(spans):
-            if high == s or low == e:
-                spans[n] = (min(s, low), max(e, high))
-                break
-        else:
-            spans.append((low, high))
-    return tuple(sorted(spans))
 
 
 def _plain(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -77,6 +77,17 @@ def trimmed(start: int, ref: str, alt: str) -> tuple[int, str, str]:
     while ref and alt and ref[-1] == alt[-1]:
         ref, alt = ref[:-1], alt[:-1]
     return start, ref, alt
+
+
+def union(parts: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Join what overlaps or meets, in order."""
+    joined: list[list[int]] = []
+    for start, end in sorted(parts):
+        if joined and start <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], end)
+        else:
+            joined.append([start, end])
+    return tuple((start, end) for start, end in joined)
 
 
 class Strand(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,7 +13,7 @@ import polars as pl
 from megabase.data.regions import Regions
 from megabase.errors import InputError, ReportError
 from megabase.genome.files import file_digest
-from megabase.genome.interval import Interval, one_based
+from megabase.genome.interval import Interval, one_based, union
 from megabase.genome.signal import BEDGRAPH, BIGWIG, Signal
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
@@ -93,7 +93,7 @@ def genes_track(
     features = [
         Feature(
             row["contig"], row["start"], row["end"], row["label"], row["strand"],
-            _union(found.get(key, ())),
+            union(found.get(key, ())),
         )
         for key, row in genes.items()
     ]  # fmt: skip
@@ -248,13 +248,3 @@ def _on(places: Sequence[Interval], store: Genome, frame: pl.DataFrame) -> pl.Se
     shown = Regions.of([store.contig_index(place.contig) for place in places], starts, ends)
     contigs = np.array([store.contig_index(name) for name in frame["contig"]], dtype=np.int64)
     return pl.Series(shown.overlap(contigs, frame["start"].to_numpy(), frame["end"].to_numpy()))
-
-
-def _union(parts: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    joined: list[list[int]] = []
-    for start, end in sorted(parts):
-        if joined and start <= joined[-1][1]:
-            joined[-1][1] = max(joined[-1][1], end)
-        else:
-            joined.append([start, end])
-    return tuple((start, end) for start, end in joined)
