@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,12 @@ def test_arrays_of_tf_modisco(
     assert "--motifs is for names in a table" in capsys.readouterr().err
     assert main([*base[:-3], "o.bw", *base[-2:], "--seqlets", "s.tsv"]) == 2
     assert main([*base, "--seqlets", "s.bed"]) == 2
+    capsys.readouterr()
+    assert main([*base, "--seqlets", "s.tsv", "--shard", "1/2"]) == 2
+    assert "--seqlets is made of all sequences: leave --shard out" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "memelite", None)
+    assert main([*base, "--seqlets", "s.tsv", "--motifs", str(folder / "motifs.meme")]) == 2
+    assert "pip install 'megabase[motifs]'" in capsys.readouterr().err
     assert not list(tmp_path.glob("o.*"))
 
 
@@ -282,6 +289,7 @@ def test_sequences_without_contributions_have_no_seqlets() -> None:
         ("MOTIF a\nletter-probability matrix: w= 1\n1 0 0\n", "line 3: expected probabilities"),
         ("MOTIF a\nletter-probability matrix: w= 1\n.5 .5 .5 0\n", "line 3: expected prob"),
         ("MOTIF a\nletter-probability matrix: w= 1\n1 0 0 x\n", "line 3: expected prob"),
+        ("MOTIF a\nletter-probability matrix: w= 1\n1.2 -.2 . 0\n", "line 3: expected prob"),
         ("MOTIF a\nletter-probability matrix:\n1 0 0 0\nMOTIF a\n", "line 4: expected a name"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from megabase.genome.alphabet import BASES
 from megabase.genome.files import numbered_lines
 
 Matrix = NDArray[np.float64]
+_NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)  # not below 0
 _ROUNDING = 0.02  # by which a row of printed probabilities may miss 1
 
 
@@ -23,25 +25,22 @@ def read_motifs(path: str | Path) -> dict[str, Matrix]:
     is there twice, and a file without motifs.
     """
     found: dict[str, list[list[float]]] = {}
-    rows: list[list[float]] | None = None
-    inside = False
+    name, inside = "", False
     for number, line in numbered_lines(Path(path)):
         words, where = line.split(), f"{path}, line {number:,}"
-        inside = bool(words) and inside and words[0][0] in "0123456789.+-"
+        inside = inside and bool(words) and words[0][0] in "0123456789.+-"
         if words[:1] == ["MOTIF"]:
-            name, rows = " ".join(words[1:]), []
+            name = " ".join(words[1:])
             if not name or name in found:
                 raise InputError(f"{where}: expected a name of a motif of its own, found {name!r}")
-            found[name] = rows
-        elif inside and rows is not None:
-            try:
-                rows.append([float(word) for word in words])
-            except ValueError:
-                rows.append([])
-            if len(rows[-1]) != 4 or min(rows[-1]) < 0 or not abs(sum(rows[-1]) - 1) < _ROUNDING:
+            found[name] = []
+        elif inside and name:
+            row = [float(word) for word in words if _NUMBER.fullmatch(word)]
+            if len(row) != len(words) or len(row) != 4 or not abs(sum(row) - 1) < _ROUNDING:
                 raise InputError(
                     f"{where}: expected probabilities of A, C, G, T, found {line.strip()[:60]!r}"
                 )
+            found[name].append(row)
         inside = inside or line.startswith("letter-probability matrix")
     if not found or not all(found.values()):
         bare = "".join(f" of {name}" for name, rows in found.items() if not rows)
