@@ -282,6 +282,11 @@ def test_codes_selenocysteine_and_codons_that_are_not_whole(tmp_path: Path) -> N
         made = toy(tmp_path, contig, text, row.format(contig, 2, 13, 0, more))
         assert named(*made, 6, "A", "C") == "missense_variant a p.Trp2Cys"
         assert named(*made, 3, "G", "A") == "start_retained_variant a p.Met1="
+    # A ribosome that slips back by a base: ATG AAA CCC, and from the last C on CGG TTT TAA.
+    slips = row.format("chr1", 2, 10, 0, "") + row.format("chr1", 10, 18, 0, "")
+    made = toy(tmp_path, "chr1", "CATGAAACCCGGTTTTAACC", slips)
+    assert named(*made, 11, "G", "A") == "synonymous_variant a p.Arg4="
+    assert named(*made, 13, "T", "C") == "missense_variant a p.Phe5Ser"
     # A coding sequence that lacks its start, and ends within a codon.
     made = toy(tmp_path, "chr1", text, row.format("chr1", 1, 12, 2, ""))
     assert named(*made, 1, "A", "C") == "coding_sequence_variant a"

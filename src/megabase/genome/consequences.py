@@ -42,6 +42,7 @@ UPSTREAM = 2_000
 _RANK = {term: rank for rank, term in enumerate(SEVERITY)}  # to sort by
 _SITE, _EXON, _INTRON = 2, 3, 8
 """Bases of a splice site in the intron; of its region in exon and intron: as in SO."""
+_SHORTEST = 13  # bases of an intron, as in Ensembl: a shorter gap is a shift of the frame
 _BIN = 1 << 14
 """Bases of a bin of the index: about a gene, so that a variant looks at few transcripts."""
 _CACHED = 4_096  # spliced transcripts kept: variants come in order, and a message has kilobases
@@ -243,7 +244,7 @@ def _touched(one: Transcript, start: int, end: int) -> set[str]:
         return {"transcript_ablation"}
     donor, acceptor = "splice_donor_variant", "splice_acceptor_variant"
     for (_, low), (high, _) in pairwise(one.exons):
-        if not touches(low - _EXON, high + _EXON):
+        if high - low < _SHORTEST or not touches(low - _EXON, high + _EXON):
             continue
         if touches(low, low + _SITE):
             terms.add(donor if forward else acceptor)
@@ -259,7 +260,7 @@ def _touched(one: Transcript, start: int, end: int) -> set[str]:
     if not one.coding:
         if any(touches(low, high) for low, high in one.exons):
             terms.add("non_coding_transcript_exon_variant")
-        return terms
+        return terms or {"intron_variant"}
     first, last = one.coding[0][0], one.coding[-1][1]
     for low, high in one.exons:
         if not touches(low, high):
@@ -271,7 +272,7 @@ def _touched(one: Transcript, start: int, end: int) -> set[str]:
     inner = {place for part in one.coding for place in part} - {first, last}
     if any(touches(low, high) for low, high in one.coding) or (insertion and start in inner):
         terms.add("coding_sequence_variant")
-    return terms
+    return terms or {"intron_variant"}
 
 
 def _translate(codes: _Codes, code: int) -> str:
