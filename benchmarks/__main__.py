@@ -16,6 +16,7 @@ from benchmarks import (
     gpu,
     gpu_page,
     launches,
+    prescore,
     runtime,
     scan,
     step,
@@ -37,6 +38,7 @@ MEASUREMENTS = {
     "load": (data.LoadConfig, data.run_load),
     "store": (data.StoreConfig, data.run_store),
     "scan": (scan.ScanConfig, scan.run_scan),
+    "prescore": (prescore.PrescoreConfig, prescore.run_prescore),
     "variants": (variants.VariantsConfig, variants.run_variants),
 }
 """Settings and function of each; the function gives what is written as JSON."""

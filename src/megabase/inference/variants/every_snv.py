@@ -87,7 +87,7 @@ class SnvOptions:
         return SnvOptions(window, context, self.strands)
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """The windows that answer for a part of a contig on one strand."""
 
     windows: _Codes
@@ -111,7 +111,7 @@ class SnvScorer:
         if HyenaPrefix.fits(model.model):
             self._prefix = HyenaPrefix(model, {"log_probs"}, batch_tokens, self.window)
             batch_tokens = self._prefix.tokens
-        self._rows = max(1, batch_tokens // self.window)
+        self.rows = max(1, batch_tokens // self.window)
         self.quantiles: _Values = np.empty(0, np.float32)
         """Scores that each tenth of a percent of random substitutions is below."""
 
@@ -135,7 +135,7 @@ class SnvScorer:
         """
         if not parts:
             return []
-        cuts = [self._cut(part, strand == "reverse") for part in parts for strand in self.strands]
+        cuts = [self.cut(part, strand == "reverse") for part in parts for strand in self.strands]
         logits_BW4 = self._predict(cuts)
         found, row = [], 0
         for number, part in enumerate(parts):
@@ -170,7 +170,7 @@ class SnvScorer:
         found = {ends[strand] - part.start for strand in self.strands}
         return [n for n in sorted(found) if 0 <= n < part.length]
 
-    def _cut(self, part: Interval, reverse: bool) -> _Cut:
+    def cut(self, part: Interval, reverse: bool) -> Cut:
         """Cut windows; coordinates are those of the strand."""
         codes, step = self.store.view(part.contig), self.window - self.context
         length, start, end = len(codes), part.start, part.end
@@ -185,9 +185,9 @@ class SnvScorer:
         span = np.pad(span & np.uint8(BASE_BITS), (0, behind - high), constant_values=N)
         answered = low + (self.context if first else 0)
         windows_BW = sliding_window_view(span, self.window)[::step]
-        return _Cut(windows_BW, first == 0, slice(start - answered, end - answered))
+        return Cut(windows_BW, first == 0, slice(start - answered, end - answered))
 
-    def _predict(self, cuts: Sequence[_Cut]) -> _Values:
+    def _predict(self, cuts: Sequence[Cut]) -> _Values:
         """Give logits of the bases of all windows, (B, W, 4): NaN where none was computed."""
         codes_BW = np.concatenate([cut.windows for cut in cuts])
         logits_BW4 = np.full((*codes_BW.shape, 4), np.nan, np.float32)
@@ -200,8 +200,8 @@ class SnvScorer:
                 (1, np.flatnonzero(is_first)),
                 (self.context, np.flatnonzero(~is_first)),
             ):
-                for begin in range(0, len(rows), self._rows):
-                    some = rows[begin : begin + self._rows]
+                for begin in range(0, len(rows), self.rows):
+                    some = rows[begin : begin + self.rows]
                     logits_BW4[some, low:] = self._logits(codes_BW[some], low)
         return logits_BW4
 
@@ -255,7 +255,7 @@ def _substitutions(store: Genome, part: Interval, llr_N4: _Values) -> NDArray[np
     return ~np.isnan(llr_N4) & (np.arange(4) != ref_N[:, None])
 
 
-def _rows(scorer: SnvScorer, chunk: Sequence[Interval]) -> bytes:
+def score_chunk(scorer: SnvScorer, chunk: Sequence[Interval]) -> bytes:
     """Score a chunk into bgzip blocks of rows, none of which holds two contigs."""
     packed = []
     chunk = [part for part in chunk if _known(scorer.store, part).any()]
@@ -347,7 +347,7 @@ def score_all(
 
         make = partial(SnvScorer.load, model, store.path, settings, drawing.quantiles)
         about = _about(settings, drawn)
-        work = Work(_rows, make, chunks, _positions, suffix=".tsv.gz")
+        work = Work(score_chunk, make, chunks, _positions, suffix=".tsv.gz")
         made = map_file(work, output, describe, partial(merge_table, about), **run)
     if made != output:
         return made
