@@ -248,6 +248,8 @@ class Model(Loaded):
         *,
         out: File,
         regions: Sequence[str] = (),
+        bigwig: str | None = None,
+        hub: File | None = None,
         **options: Unpack[EverySnvScoring],
     ) -> Path:
         """Score every substitution of a genome by ``llr_site``, with a causal model.
@@ -260,10 +262,15 @@ class Model(Loaded):
             ``.tsv.gz``: a bgzip table; its tabix index lies beside it.
         regions
             Contigs, region strings or BED files; the whole genome when empty.
+        bigwig
+            Prefix of a bigWig file for each alternative base.
+        hub
+            Folder for such tracks that UCSC draws as a logo.
         options
             See :class:`EverySnvScoring`.
         """
-        made = score_all(self, _path(genome), out, regions=regions, **options)
+        tracks = {"bigwig": bigwig, "hub": hub}
+        made = score_all(self, _path(genome), out, regions=regions, **tracks, **options)
         return made if isinstance(made, Path) else Path(out)
 
     @overload

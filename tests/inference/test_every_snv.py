@@ -264,6 +264,40 @@ def test_tables_of_something_else_are_refused(
             annotate(**options)
 
 
+def test_tracks_hold_the_scores_of_the_table(
+    models: dict[str, torch.nn.Module], genome: Path, tmp_path: Path
+) -> None:
+    bigtools = pytest.importorskip("pybigtools")
+    out, hub = tmp_path / "all.tsv.gz", tmp_path / "hub"
+    options = {"window": WINDOW, "context": CONTEXT, "regions": ["chr1", "short"], "workers": 1}
+    with pytest.warns(match="have no substitutions"):
+        _, written = score_all(
+            models["hyena"], genome, out, bigwig=str(tmp_path / "x"), hub=hub, **options
+        )
+    assert {path.name for path in hub.iterdir()} == {
+        "A.bw", "C.bw", "G.bw", "T.bw", "hub.txt", "genomes.txt", "trackDb.txt",
+    }  # fmt: skip
+    assert len(written) == 2 + 4 + 7
+    assert "genome toy\ntrackDb trackDb.txt" in (hub / "genomes.txt").read_text()
+    text = (hub / "trackDb.txt").read_text()
+    assert "logo on" in text
+    assert all(f"bigDataUrl {base}.bw" in text for base in "ACGT")
+    rows = rows_of(out)
+    expected = {(c, int(p) - 1, a): float(s) for c, p, _, a, s, _ in rows}
+    refs = {(c, int(p) - 1): r for c, p, r, *_ in rows}
+    for base in "ACGT":
+        assert (hub / f"{base}.bw").read_bytes() == (tmp_path / f"x.{base}.bw").read_bytes()
+        track = bigtools.open(str(hub / f"{base}.bw"))
+        for contig, length in (("chr1", 400), ("short", 15)):
+            for at, value in enumerate(track.values(contig, 0, length, fillna=None)):
+                ref = refs.get((contig, at))
+                if ref is None:
+                    assert np.isnan(value)
+                else:
+                    wanted = 0 if ref == base else expected[contig, at, base]
+                    assert value == pytest.approx(wanted, abs=1e-6)
+
+
 @pytest.mark.skipif(not shutil.which("tabix"), reason="needs tabix and bcftools")
 def test_other_tools_read_the_table(table: Path, tmp_path: Path) -> None:
     rows = rows_of(table)

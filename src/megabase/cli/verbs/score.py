@@ -58,28 +58,19 @@ def _add_variants(parser: ArgumentParser) -> None:
     add("model", metavar="MODEL", type=str, help=MODEL)
     add("variants", metavar="VCF", nargs="?", type=str, help="VCF (plain, bgzip) or BCF file")
     add("genome", metavar="GENOME", nargs="?", type=str, help="genome store, or FASTA file")
-    add(
-        "-o",
-        "--output",
-        type=str,
-        help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet "
-        "or .tsv; of --all .tsv.gz; of --calibrate .npz (default: in the folder of the model)",
-    )
+    add("-o", "--output", type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet "
+        "or .tsv; of --all .tsv.gz; of --calibrate .npz (default: in the folder of the "
+        "model)")  # fmt: skip
     for kind in (VariantScoring, CalibratedScoring, VariantFileScoring):
         add_keywords(parser, kind)
-    add(
-        "--all",
-        type=str,
-        metavar="GENOME",
-        help="in place of VCF and GENOME: score every "
-        "substitution of this genome by llr_site, into a table with a tabix index",
-    )
-    add(
-        "--context",
-        type=int,
-        help="of --all: bases before each that are read at least, but at "
-        "ends of contigs (default: half a window)",
-    )
+    add("--all", type=str, metavar="GENOME", help="in place of VCF and GENOME: score every "
+        "substitution of this genome by llr_site, into a table with a tabix index")  # fmt: skip
+    add("--context", type=int, help="of --all: bases before each that are read at least, but at "
+        "ends of contigs (default: half a window)")  # fmt: skip
+    add("--bigwig", type=str, metavar="PREFIX", help="of --all: write PREFIX.A.bw, ...: the score "
+        "of each alternative base along the genome")  # fmt: skip
+    add("--hub", type=str, metavar="DIR", help="of --all: write such tracks into a folder that "
+        "UCSC draws as a logo (hub.txt)")  # fmt: skip
     add("--calibrate", type=str, metavar="GENOME", help="in place of VCF and GENOME: score random "
         "variants of this genome, and keep mean and spread by context and quantiles")  # fmt: skip
     add_keywords(parser, CalibrationOptions)
@@ -111,7 +102,7 @@ def _variants(args: Namespace) -> int:
         note(f"wrote {path}")
         return 0
     refuse_unused(args, "count others seed", "for --calibrate")
-    refuse_unused(args, "context", "for --all")
+    refuse_unused(args, "context bigwig hub", "for --all")
     lacking = [name for name in ("variants", "genome", "output") if args[name] is None]
     if lacking:
         raise InputError(f"missing: {', '.join(lacking)}; expected megabase variants MODEL VCF "
@@ -141,7 +132,8 @@ def _every_snv(args: Namespace) -> int:
         "others seed prefix allow_mismatches strict", "not for --all")  # fmt: skip
     with running(args, "positions") as how:
         written = score_all(
-            args.model, args.all, args.output, regions=args.regions,
+            args.model, args.all, args.output, regions=args.regions, bigwig=args.bigwig,
+            hub=args.hub,
             **given(args, EverySnvScoring), **how,
         )  # fmt: skip
     count, paths = (0, [written]) if isinstance(written, Path) else written

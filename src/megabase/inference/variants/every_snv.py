@@ -40,6 +40,7 @@ from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.prefix.hyena import HyenaPrefix
 from megabase.inference.variants.score_table import bgzip, index_table, merge_table, score_rows
+from megabase.inference.variants.score_tracks import ScoreTracks
 from megabase.inference.variants.scorer import DEFAULT_WINDOW
 from megabase.inference.writers import require_suffix
 from megabase.models.checkpoints.checks import require_finite
@@ -313,20 +314,25 @@ def score_all(
     output: str | Path,
     *,
     regions: Sequence[str] = (),
+    bigwig: str | None = None,
+    hub: str | Path | None = None,
     **options: Unpack[EverySnvScoring],
 ) -> tuple[int, list[Path]] | Path:
     """Score every substitution of a genome, or of regions of it, with a causal language model.
 
     The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index (see
-    :mod:`megabase.inference.variants.score_table`). Gives the number of substitutions and the files
-    written; of a shard its folder. InputError when model, window and context do not fit.
+    :mod:`megabase.inference.variants.score_table`). `bigwig` is the prefix of a track for each
+    alternative base, PREFIX.A.bw, ...; `hub` a folder of such tracks that UCSC draws as a logo.
+    Gives the number of substitutions and the files written; of a shard its folder. InputError when
+    model, window and context do not fit.
     """
     output = Path(output)
     own, run = split_options(options, EverySnvScoring)
     settings = SnvOptions(**own)
     require_suffix(output, (".tsv.gz", ".tsv.bgz"))
     check_run(output, **run)
-    count = 0
+    again = run.get("overwrite", False) or run.get("resume", False)
+    tracks, count, written = ScoreTracks(bigwig, hub, again), 0, [output]
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
         passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}
@@ -345,14 +351,20 @@ def score_all(
                 {**asdict(settings), "methods": ["llr_site"], "random": drawn, **more},
             )  # fmt: skip
 
+        def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
+            merge_table(_about(settings, drawn), parts, target, provenance)
+            contigs = {contig.name: contig.length for contig in store.contigs}
+            written.extend(tracks.write(parts, contigs, store.name, provenance.model))
+
         make = partial(SnvScorer.load, model, store.path, settings, drawing.quantiles)
-        about = _about(settings, drawn)
         work = Work(score_chunk, make, chunks, _positions, suffix=".tsv.gz")
-        made = map_file(work, output, describe, partial(merge_table, about), **run)
+        made = map_file(work, output, describe, merge, **run)
     if made != output:
         return made
-    longest = max(contig.length for contig in store.contigs)
-    return count, [output] if is_stream(output) else [output, index_table(output, longest)]
+    if not is_stream(output):
+        longest = max(contig.length for contig in store.contigs)
+        written.insert(1, index_table(output, longest))
+    return count, written
 
 
 def _about(options: SnvOptions, drawn: int) -> list[str]:
