@@ -55,6 +55,8 @@ tenths of a percent need, for seconds of work."""
 
 _Codes = NDArray[np.uint8]
 _Values = NDArray[np.float32]
+_NONE: _Values = np.empty(0, np.float32)
+"""Quantiles before any score was drawn."""
 
 
 @dataclass(frozen=True)
@@ -113,29 +115,25 @@ class SnvScorer:
             self._prefix = HyenaPrefix(model, {"log_probs"}, batch_tokens, self.window)
             batch_tokens = self._prefix.tokens
         self.rows = max(1, batch_tokens // self.window)
-        self.quantiles: _Values = np.empty(0, np.float32)
+        self.quantiles = _NONE
         """Scores that each tenth of a percent of random substitutions is below."""
 
     @classmethod
     def load(
         cls, model: ModelSpec, genome: Path, options: SnvOptions,
-        quantiles: _Values | None = None, batch_tokens: int = BATCH_TOKENS,
-        device: str | None = None,
+        quantiles: _Values = _NONE, batch_tokens: int = BATCH_TOKENS, device: str | None = None,
     ) -> SnvScorer:  # fmt: skip
         """Load the model and open the genome, in each process that scores."""
         loaded = load(model, head="language", device=device)
         scorer = cls(loaded, Genome(genome), options, batch_tokens)
-        if quantiles is not None:
-            scorer.quantiles = quantiles
+        scorer.quantiles = quantiles
         return scorer
 
     def score(self, parts: Sequence[Interval]) -> list[_Values]:
         """Give the log-probability of each base minus that of REF, float32 (N, 4) for each part.
 
-        NaN at bases that are not A, C, G, T or that a strand has nothing before.
+        NaN for REF itself, where that is not A, C, G or T, and where a strand has nothing before.
         """
-        if not parts:
-            return []
         cuts = [self.cut(part, strand == "reverse") for part in parts for strand in self.strands]
         logits_BW4 = self._predict(cuts)
         found, row = [], 0
@@ -150,26 +148,29 @@ class SnvScorer:
                 along_N4 = along_N4[cut.at]
                 # Turned round, the columns are those of the complements.
                 total_N4 = total_N4 + (along_N4[::-1, ::-1] if strand == "reverse" else along_N4)
-            ref_N = self.store.view(part.contig)[part.start : part.end] & np.uint8(BASE_BITS)
-            known_N = ref_N <= T
-            own_N = total_N4[np.arange(len(ref_N)), np.where(known_N, ref_N, 0)]
-            llr_N4 = (total_N4 - own_N[:, None]) / np.float32(len(self.strands))
-            read_N = known_N.copy()
-            read_N[self._unread(part)] = False
+            ref_N, read_N = self.bases(part)
+            own_N1 = np.where(read_N, ref_N, 0)[:, None].astype(np.intp)
+            llr_N4 = total_N4 - np.take_along_axis(total_N4, own_N1, 1)
+            llr_N4 /= np.float32(len(self.strands))
             require_finite(
                 llr_N4, self.model.name, "log-probabilities",
                 lambda n, part=part: f"{part.contig}:{one_based(part.start + n):,}",
                 read_N[:, None],
             )  # fmt: skip
+            np.put_along_axis(llr_N4, own_N1, np.float32(np.nan), 1)
             llr_N4[~read_N] = np.nan
             found.append(llr_N4)
         return found
 
-    def _unread(self, part: Interval) -> list[int]:
-        """Give the indices of bases in a part that have nothing before them on a strand."""
-        ends = {"forward": 0, "reverse": len(self.store.view(part.contig)) - 1}
-        found = {ends[strand] - part.start for strand in self.strands}
-        return [n for n in sorted(found) if 0 <= n < part.length]
+    def bases(self, part: Interval) -> tuple[_Codes, NDArray[np.bool_]]:
+        """Give the codes of a part (N,), and which are A, C, G or T with a base before them."""
+        codes = self.store.view(part.contig)
+        ref_N = codes[part.start : part.end] & np.uint8(BASE_BITS)
+        read_N = ref_N <= T
+        for strand, end in zip(STRANDS, (0, len(codes) - 1), strict=False):
+            if strand in self.strands and part.start <= end < part.end:
+                read_N[end - part.start] = False
+        return ref_N, read_N
 
     def cut(self, part: Interval, reverse: bool) -> Cut:
         """Cut windows; coordinates are those of the strand."""
@@ -192,15 +193,10 @@ class SnvScorer:
         """Give logits of the bases of all windows, (B, W, 4): NaN where none was computed."""
         codes_BW = np.concatenate([cut.windows for cut in cuts])
         logits_BW4 = np.full((*codes_BW.shape, 4), np.nan, np.float32)
-        is_first = np.zeros(len(codes_BW), dtype=bool)
-        is_first[np.cumsum([0] + [len(cut.windows) for cut in cuts[:-1]])] = [
-            cut.is_first for cut in cuts
-        ]
+        first = np.concatenate([cut.is_first & (np.arange(len(cut.windows)) == 0) for cut in cuts])
         with inference_mode(self.model.model):
-            for low, rows in (
-                (1, np.flatnonzero(is_first)),
-                (self.context, np.flatnonzero(~is_first)),
-            ):
+            for low, which in ((1, first), (self.context, ~first)):
+                rows = np.flatnonzero(which)
                 for begin in range(0, len(rows), self.rows):
                     some = rows[begin : begin + self.rows]
                     logits_BW4[some, low:] = self._logits(codes_BW[some], low)
@@ -217,52 +213,35 @@ class SnvScorer:
         )  # fmt: skip
         return found[:, low:].cpu().numpy()
 
-    def random_stretches(self, seed: int = 0) -> list[Interval]:
-        """Draw stretches of the genome, every position as likely; of a small genome a quarter."""
-        step = self.window - self.context
-        count = max(1, min(_STRETCHES, self.store.total_length // (4 * step)))
-        drawn = np.sort(np.random.default_rng(seed).integers(0, self.store.total_length, count))
-        ends = np.cumsum(self.store.lengths)
-        stretches = []
-        for at, index in zip(drawn, np.searchsorted(ends, drawn, side="right"), strict=True):
-            length = int(self.store.lengths[index])
-            start = (int(at) - int(ends[index]) + length) // step * step
-            name = self.store.contigs[index].name
-            stretches.append(Interval(name, start, min(start + step, length)))
-        return stretches
+    def draw_quantiles(self, seed: int = 0) -> int:
+        """Score random substitutions for :attr:`quantiles`; give their number.
 
-    def draw_quantiles(self) -> int:
-        """Score random substitutions for :attr:`quantiles`; give their number."""
-        found, stretches = [], self.random_stretches()
-        for low in range(0, len(stretches), 16):  # a few megabytes at a time
-            for part, llr_N4 in zip(
-                stretches[low : low + 16], self.score(stretches[low : low + 16]), strict=True
-            ):
-                found.append(llr_N4[_substitutions(self.store, part, llr_N4)])
+        They are all those of stretches that begin at multiples of window less context; every
+        position is as likely. Of a small genome there are stretches for a quarter of it.
+        """
+        step, ends = self.window - self.context, np.cumsum(self.store.lengths)
+        count = max(1, min(_STRETCHES, int(ends[-1]) // (4 * step)))
+        found = []
+        for at in np.random.default_rng(seed).integers(0, ends[-1], count):
+            index = int(np.searchsorted(ends, at, side="right"))
+            length = int(self.store.lengths[index])
+            start = (int(at - ends[index]) + length) // step * step
+            part = Interval(self.store.contigs[index].name, start, min(start + step, length))
+            found.append(self.score([part])[0].ravel())
         scores = np.concatenate(found)
+        scores = scores[~np.isnan(scores)]
         if len(scores):
             self.quantiles = np.quantile(scores, np.linspace(0, 1, 1_001)).astype(np.float32)
         return len(scores)
 
 
-def _known(store: Genome, part: Interval) -> NDArray[np.bool_]:
-    """Tell which bases are A, C, G or T, (N,)."""
-    return (store.view(part.contig)[part.start : part.end] & np.uint8(BASE_BITS)) <= T
-
-
-def _substitutions(store: Genome, part: Interval, llr_N4: _Values) -> NDArray[np.bool_]:
-    """Tell which values are scores of substitutions, (N, 4)."""
-    ref_N = store.view(part.contig)[part.start : part.end] & np.uint8(BASE_BITS)
-    return ~np.isnan(llr_N4) & (np.arange(4) != ref_N[:, None])
-
-
 def score_chunk(scorer: SnvScorer, chunk: Sequence[Interval]) -> bytes:
     """Score a chunk into bgzip blocks of rows, none of which holds two contigs."""
     packed = []
-    chunk = [part for part in chunk if _known(scorer.store, part).any()]
-    for part, llr_N4 in zip(chunk, scorer.score(chunk), strict=True):
-        at, alt = np.nonzero(_substitutions(scorer.store, part, llr_N4))
-        ref = scorer.store.view(part.contig)[part.start : part.end][at] & np.uint8(BASE_BITS)
+    chunk = [part for part in chunk if scorer.bases(part)[1].any()]
+    for part, llr_N4 in zip(chunk, scorer.score(chunk) if chunk else (), strict=True):
+        at, alt = np.nonzero(~np.isnan(llr_N4))
+        ref = scorer.bases(part)[0][at]
         rows = score_rows(part.contig, part.start + at, ref, alt, llr_N4[at, alt], scorer.quantiles)
         packed.append(bgzip(rows))
     return b"".join(packed)
@@ -295,15 +274,13 @@ def _survey(ready: SnvScorer, genome: Path, chunks: Iterator[list[Interval]]) ->
     """Count the substitutions, and report the positions that have none."""
     used, left_out = 0, LeftOut(genome, "position")
     for part in (part for chunk in chunks for part in chunk):
-        known = _known(ready.store, part)
-        unread = [n for n in ready._unread(part) if known[n]]
-        for reason, at in (("REF_NOT_BASES", np.flatnonzero(~known)), ("NO_BASE_BEFORE", unread)):
-            if len(at):
-                first = one_based(part.start + int(at[0]))
-                left_out.add(
-                    reason, first, lambda c=part.contig, n=first: f"{c}:{n:,}", count=len(at)
-                )
-        used += int(known.sum()) - len(unread)
+        ref, read = ready.bases(part)
+        for reason, which in (("REF_NOT_BASES", ref > T), ("NO_BASE_BEFORE", (ref <= T) & ~read)):
+            if which.any():
+                first = one_based(part.start + int(which.argmax()))
+                text = f"{part.contig}:{first:,}"
+                left_out.add(reason, first, lambda text=text: text, count=int(which.sum()))
+        used += int(read.sum())
     left_out.report(used, "positions", "have no substitutions")
     return 3 * used
 
