@@ -24,7 +24,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, T
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
-from megabase.inference.variants.every_snv import SnvOptions, SnvScorer, score_chunk
+from megabase.inference.variants.prescored.every_snv import SnvOptions, SnvScorer, score_chunk
 from megabase.models.loading import inference_mode
 from megabase.ops import backend
 from megabase.settings import Settings

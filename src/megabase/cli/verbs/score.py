@@ -126,7 +126,7 @@ def _variants(args: Namespace) -> int:
 
 def _every_snv(args: Namespace) -> int:
     """Score every substitution."""
-    from megabase.inference.variants.every_snv import score_all
+    from megabase.inference.variants.prescored.every_snv import score_all
 
     refuse_unused(args, "variants genome methods placement calibration genes calibrate count "
         "others seed prefix allow_mismatches strict", "not for --all")  # fmt: skip

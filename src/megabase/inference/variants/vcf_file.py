@@ -31,8 +31,8 @@ from megabase.genome.vcf import (
 from megabase.inference.jobs import Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.variants.calibration import DERIVED, columns
-from megabase.inference.variants.look_up import TableScorer
 from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.prescored.look_up import TableScorer
 from megabase.inference.variants.scorer import (
     AlleleScore,
     VariantOptions,

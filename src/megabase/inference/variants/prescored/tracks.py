@@ -11,7 +11,7 @@ import polars as pl
 
 from megabase.genome.alphabet import BASES
 from megabase.genome.files import atomic_file, check_output, write_whole
-from megabase.inference.variants.score_table import COLUMNS
+from megabase.inference.variants.prescored.table import COLUMNS
 from megabase.inference.writers import Run, require_bigwig, write_bigwig
 
 _COLORS = ("0,128,0", "0,0,255", "255,166,0", "255,0,0")

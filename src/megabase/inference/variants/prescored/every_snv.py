@@ -39,8 +39,8 @@ from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.prefix.hyena import HyenaPrefix
-from megabase.inference.variants.score_table import bgzip, index_table, merge_table, score_rows
-from megabase.inference.variants.score_tracks import ScoreTracks
+from megabase.inference.variants.prescored.table import bgzip, index_table, merge_table, score_rows
+from megabase.inference.variants.prescored.tracks import ScoreTracks
 from megabase.inference.variants.scorer import DEFAULT_WINDOW
 from megabase.inference.writers import require_suffix
 from megabase.models.checkpoints.checks import require_finite
@@ -298,7 +298,7 @@ def score_all(
     """Score every substitution of a genome, or of regions of it, with a causal language model.
 
     The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index (see
-    :mod:`megabase.inference.variants.score_table`). `bigwig` is the prefix of a track for each
+    :mod:`megabase.inference.variants.prescored.table`). `bigwig` is the prefix of a track for each
     alternative base, PREFIX.A.bw, ...; `hub` a folder of such tracks that UCSC draws as a logo.
     Gives the number of substitutions and the files written; of a shard its folder. InputError when
     model, window and context do not fit.

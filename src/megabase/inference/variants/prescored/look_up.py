@@ -14,7 +14,7 @@ from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS
 from megabase.inference.parts import Provenance
-from megabase.inference.variants.score_table import ScoreTable
+from megabase.inference.variants.prescored.table import ScoreTable
 from megabase.inference.variants.scorer import AlleleScore, VariantOptions, VariantScorer
 from megabase.models.loading import Loaded, ModelSpec, load
 

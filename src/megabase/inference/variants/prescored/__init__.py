@@ -1,0 +1,1 @@
+"""Scores of every substitution of a genome: made once, looked up, and drawn."""
