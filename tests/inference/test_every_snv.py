@@ -320,7 +320,7 @@ def test_other_tools_read_the_table(table: Path, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_and_workers_do_not_matter(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     (tmp_path / "toy.fa").write_text(">c\n" + "".join(rng.choice(list("ACGT"), 200_000)) + "\n")
-    command = [sys.executable, "-m", "megabase", "-q", "variants", "default", "--all", "toy.fa"]
+    command = [sys.executable, "-m", "megabase", "variants", "default", "--all", "toy.fa"]
     for workers in "1", "2":
         subprocess.run(
             [*command, "-o", f"{workers}.tsv.gz", "--workers", workers], cwd=tmp_path, check=True
