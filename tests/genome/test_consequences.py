@@ -81,13 +81,13 @@ TRUTH = """
 61    1 G    missense_variant,splice_region_variant                           p.Ser8Ala
 63    1 G    synonymous_variant                                               p.Ser8=
 62    2 AA   stop_gained,splice_region_variant                                p.Ser8Ter
-67    1 C    stop_lost                                                        p.Ter10Argext
+67    1 C    stop_lost                                                        p.Ter10ArgextTer?
 68    1 A    stop_retained_variant                                            p.Ter10=
 67    3 -    stop_retained_variant                                            p.Ter10=
 65    3 CAC  stop_lost                             p.Gly9_Ter10delinsAlaArg
 67    2 -    frameshift_variant,stop_lost                                     p.Ter10fs
 66    1 -    frameshift_variant                                               p.Ter10fs
-68    4 -    stop_lost,3_prime_UTR_variant                                    p.Ter10ext
+68    4 -    stop_lost,3_prime_UTR_variant                                    p.Ter10extTer?
 64    3 -    inframe_deletion                                                 p.Gly9del
 70    1 G    3_prime_UTR_variant                                              -
 70    0 G    3_prime_UTR_variant                                              -
@@ -217,7 +217,7 @@ def test_random_variants_as_bcftools_csq(tmp_path: Path) -> None:
             change = re.fullmatch(r"(\d+)([A-Z*])(?:>\d+([A-Z*]))?", texts.get(name, ""))
             if change and why == "equal" and "frameshift_variant" not in own:
                 number, before, after = change.groups()
-                text = _NAMES[after] + "ext" * (before == "*") if after else "="
+                text = _NAMES[after] + "extTer?" * (before == "*") if after else "="
                 assert mine[name].protein == f"p.{_NAMES[before]}{number}{text}"
                 acids += 1
     assert not wrong, "\n".join(map(str, wrong))

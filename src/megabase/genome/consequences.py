@@ -361,7 +361,7 @@ def _shifted(
     if "start_lost" in terms:
         return terms, "p.Met1?"
     if not shift or head >= len(ref):
-        return terms, f"p.Ter{len(ref)}ext" if stop else ""
+        return terms, f"p.Ter{len(ref)}extTer?" if stop else ""
     return terms, f"p.{_NAMES[ref[head]]}{head + 1}{'Ter' if found[head:][:1] == '*' else 'fs'}"
 
 
@@ -413,7 +413,7 @@ def _protein_change(ref: str, before: str, after: str, head: int) -> str:
         before, after = before[:-1], after[:-1]
     where = place(head, head + len(before) - 1)
     if before.startswith("*"):
-        return f"p.{where}{name(after[:1])}ext"
+        return f"p.{where}{name(after[:1])}extTer?"
     if after.startswith("*"):
         return f"p.{place(head, head)}Ter"
     if not before:
