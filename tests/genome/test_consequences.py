@@ -292,9 +292,9 @@ def test_codes_selenocysteine_and_codons_that_are_not_whole(tmp_path: Path) -> N
     assert named(*made, 1, "A", "C") == "coding_sequence_variant a"
     assert named(*made, 2, "T", "G") == "missense_variant a p.Cys1Gly"
     assert named(*made, 11, "A", "C") == "incomplete_terminal_codon_variant a"
-    lacks = ";partial=true;start_range=.,2"
-    made = toy(tmp_path, "chr1", text, row.format("chr1", 2, 13, 0, lacks))
-    assert named(*made, 3, "G", "C") == "missense_variant a p.Met1Ile"
+    for lacks in (";partial=true;start_range=.,2", ";tag=basic;tag=cds_start_NF"):
+        made = toy(tmp_path, "chr1", text, row.format("chr1", 2, 13, 0, lacks))
+        assert named(*made, 3, "G", "C") == "missense_variant a p.Met1Ile"
 
 
 @pytest.mark.filterwarnings("ignore:contig .* is taken to be")

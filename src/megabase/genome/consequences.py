@@ -64,7 +64,7 @@ _NAMES = dict(zip(
 """Amino acids as HGVS writes them; an internal TGA of an annotated protein is selenocysteine."""
 _PARTS = ("exon", "CDS", "stop_codon")
 """Types of rows that make up a transcript."""
-_KEYS = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene", "transcript_id", "tag", "partial",
+_KEYS = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene", "transcript_id", "partial",
          "start_range", "end_range", "transl_table")  # fmt: skip
 """Attributes that say what a row belongs to, and whether it is whole."""
 
@@ -431,7 +431,7 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
     from megabase.genome.tables import read_gff
 
     frame = read_gff(path, store, attributes=_KEYS, strict=strict)
-    columns = ("contig", "start", "end", "type", "strand", "phase", *_KEYS)
+    columns = ("contig", "start", "end", "type", "strand", "phase", "attributes", *_KEYS)
     owners: dict[str, dict[str, str]] = {}
     parts: dict[tuple[str, str], list[dict[str, str | int]]] = defaultdict(list)
     for values in frame.select(columns).iter_rows():
@@ -471,7 +471,7 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
             row["transcript_id"] or _plain(owner), _plain(name or owner), contig, strand, exons,
             coding, (firsts[0]["phase"] or 0) if firsts else 0,
             not any(
-                "cds_start_NF" in (one["tag"] or "") or (one["partial"] == "true" and one[edge])
+                "cds_start_NF" in one["attributes"] or (one["partial"] == "true" and one[edge])
                 for one in marks
             ),
             code,
