@@ -334,3 +334,11 @@ def test_many_genes_on_a_contig_are_looked_up_as_one_by_one(tmp_path: Path) -> N
         assert sorted(map(str, found)) == sorted(map(str, inside))
         ranks = [SEVERITY.index(one.terms[0]) for one in found]
         assert ranks == sorted(ranks)
+
+
+def test_odd_files_end(tmp_path: Path) -> None:
+    loop = "chr1 x gene 1 18 . + . ID=a;Parent=b\nchr1 x gene 1 18 . + . ID=b;Parent=a\n"
+    rows = "chr1 x stop_codon 4 6 . + 0 Parent=c\nchr1 x CDS 2 13 . + 0 Parent=a;transl_table=x\n"
+    made, contig = toy(tmp_path, "chr1", "CATGTGAAAATAACCCCC", loop + rows)
+    assert [one.code for one in made.transcripts] == [1]
+    assert made.consequences(contig, 5, "G", "A")[0].terms == ("stop_gained",)

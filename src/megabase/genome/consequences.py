@@ -450,8 +450,9 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
         if len(strands) > 1 or "." in strands:  # of two strands: no order to read it in
             continue
         strand = strands.pop()
-        top = row
-        while (above := owners.get(top["Parent"] or "")) is not None and above is not top:
+        top, seen = row, {owner}
+        while (above := owners.get(top["Parent"] or "")) is not None and top["Parent"] not in seen:
+            seen.add(str(top["Parent"]))
             top = above
         name = row["gene_name"] or top["Name"] or row["gene"] or row["gene_id"] or top["ID"]
         spans = {
@@ -460,9 +461,10 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
         }
         coding, stop = tuple(spans["CDS"]), spans["stop_codon"]
         coding = union([*coding, *stop]) if coding and stop else coding  # apart in GTF
-        exons = tuple(spans["exon"]) or coding
+        if not (exons := tuple(spans["exon"]) or coding):
+            continue
         marks = [row, *rows]
-        known = {code for one in rows if (code := one["transl_table"])}
+        known = {code for one in rows if (code := one["transl_table"] or "").isdecimal()}
         code = int(known.pop()) if known else 2 if contig in MITOCHONDRIAL else 1
         firsts = [one for one in rows if one["type"] == "CDS"]
         firsts.sort(key=lambda one: one["start"] if strand == "+" else -one["end"])
