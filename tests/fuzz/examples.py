@@ -95,6 +95,13 @@ def gff(path: Path) -> None:
     genes_track(str(path), "x", of(path), places())
 
 
+def meme(path: Path) -> None:
+    from megabase.inference.motifs.meme import consensus, read_motifs
+
+    for matrix in read_motifs(path).values():
+        assert len(consensus(matrix)) == len(matrix)
+
+
 def vcf(path: Path) -> None:
     from megabase.genome.tables import read_vcf
     from megabase.genome.vcf import read_vcf_records
@@ -221,6 +228,7 @@ KINDS: dict[str, Kind] = {
     "narrowPeak": Kind(1, "a.narrowPeak", bed, "text"),
     "gff": Kind(1, "a.gff3", gff, "text"),
     "gtf": Kind(1, "a.gtf", gff, "text"),
+    "meme": Kind(1, "a.meme", meme, "text"),
     "vcf": Kind(2, "a.vcf", vcf, "text"),
     "vcf.gz": Kind(1, "a.vcf.gz", vcf, "gzip"),
     "bcf": Kind(2, "a.bcf", vcf, "bcf"),
@@ -293,6 +301,9 @@ def _tables(folder: Path) -> None:
         for i in range(3) for what in ("gene", "mRNA", "exon", "CDS")
     )  # fmt: skip
     (folder / "a.gff3").write_text(f"##gff-version 3\n{rows}")
+    matrix = "letter-probability matrix: alength= 4 w= 2\n 0.9 0.1 0 0\n1e-1 0.2 .3 0.4\n"
+    motifs = "".join(f"MOTIF MA{k}.1 X::Y{k}\n{matrix}\nURL x\n\n" for k in range(3))
+    (folder / "a.meme").write_text(f"MEME version 4\n\nALPHABET= ACGT\n\n{motifs}")
     (folder / "a.gtf").write_text(
         "".join(
             f'chr1\tx\t{what}\t10\t90\t.\t-\t.\tgene_id "g{i}"; transcript_id "t{i}";\n'
