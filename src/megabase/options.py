@@ -66,9 +66,10 @@ class VariantScoring(RunOptions, total=False):
     """Bases of the window of an allele (default: up to 1,024)."""
     methods: Sequence[str] | None
     """llr_window, llr_after, llr_site, masked, each with abs_ before it too; cosine, l2,
-    cosine_flat, l2_flat, jsd (default: the first three; masked for a masked model)."""
+    cosine_flat, l2_flat, jsd (default: the first three; masked for a masked model); track_delta,
+    track_lfc of a model of tracks (its default)."""
     strands: Literal["forward", "reverse", "both"]
-    """Strand that is read; both takes the mean (default: both)."""
+    """Strand that is read; both takes the mean (default: both; of tracks as in training)."""
     placement: Literal["centered", "grid"]
     """centered: a window of its own around each variant; grid: windows at multiples of half their
     length, shared by neighbors, faster (default: centered)."""

@@ -28,7 +28,7 @@ from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance, refuse_existing
-from megabase.inference.variants.scorer import VariantOptions, VariantScorer
+from megabase.inference.variants.scorer import VariantOptions, VariantScorer, load_scored
 from megabase.inference.writers import (
     TABLE_SUFFIXES,
     Run,
@@ -36,7 +36,7 @@ from megabase.inference.writers import (
     require_suffix,
     write_bigwig,
 )
-from megabase.models.loading import ModelSpec, load
+from megabase.models.loading import ModelSpec
 from megabase.options import RunOptions, VariantScoring
 from megabase.untrusted import parsing
 
@@ -89,7 +89,7 @@ def ism(
     """
     own, run = split_options(options, VariantScoring)
     settings = VariantOptions(**own)
-    loaded = load(model, head="language", device=run.get("device"))
+    loaded = load_scored(model, run.get("device"))
     with genome_store(genome) as store:
         scorer = VariantScorer(loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS))
         interval = _region(store, region)
@@ -125,7 +125,7 @@ def ism_file(
         interval = _region(store, region)
 
         def describe(ready: VariantScorer) -> Provenance:
-            for name in (ready.options.methods or ()) if bigwig else ():
+            for name in ready.names if bigwig else ():
                 tracks[name] = Path(f"{bigwig}.{name}.bw")
                 refuse_existing(tracks[name], running.get("overwrite", False))
             written.extend((output, *tracks.values()))

@@ -251,7 +251,9 @@ class Predictor:
         whole = low // size * size, min(-(-high // size) * size, len(codes))  # bins
         spans = plan_windows(len(codes), window, shared, stitch, whole)
         found = stitched(spans, whole, self.batch_tokens, answer)
-        return found if tracks is None else tracks.by_base(found)[low - whole[0] :][: high - low]
+        if tracks is not None:
+            found = tracks.by_base(found).astype(np.float32)
+        return found[low - whole[0] :][: high - low]
 
 
 def _turned(codes: Codes, lengths: NDArray[np.int64]) -> Codes:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import polars as pl
-from torch import nn
 
 from megabase.data.sources import genome_store
 from megabase.errors import InputError, OutputError
@@ -31,8 +30,7 @@ from megabase.inference.writers import (
     require_suffix,
     write_bigwig,
 )
-from megabase.models.auto import load_config
-from megabase.models.loading import Loaded, ModelSpec, find_class
+from megabase.models.loading import ModelSpec, find_class, track_names
 from megabase.options import PassOptions, RunOptions
 
 TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
@@ -115,7 +113,7 @@ def predict_track(
                 f"{calls}: called regions are written as BED; name a file that ends so"
             )
         check_output(Path(calls), overwrite)
-    names = _tracks(model) if options.output is None and prompt is None and not as_bed else ()
+    names = track_names(model) if options.output is None and prompt is None and not as_bed else ()
     targets = [output]
     if len(names) > 1:
         if calls is not None or running.get("shard"):
@@ -158,15 +156,6 @@ def predict_track(
         )  # fmt: skip
         map_file(work, targets[0], describe, merge, **running)
     return targets
-
-
-def _tracks(model: ModelSpec) -> tuple[str, ...]:
-    """Name the tracks of a model that has a number for every base; nothing for another."""
-    module = model.model if isinstance(model, Loaded) else model
-    config: Any = module.config if isinstance(module, nn.Module) else load_config(module)
-    if getattr(config, "label_kind", None) != "tracks":
-        return ()
-    return tuple(str(name) for _, name in sorted(config.id2label.items()))
 
 
 def _tracker(

@@ -25,6 +25,7 @@ from megabase.models.heads import HEADS
 from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.untrusted import parse_yaml, read_text
 
+_TRACKS_KIND, _ = HEADS["tracks"]  # tracks are an output at every token
 _SHOWN_CLASSES = 20
 """Outputs that an error message lists: about two lines."""
 
@@ -274,6 +275,20 @@ def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
             "model, or one trained on masked bases"
         )
     return "causal"
+
+
+def track_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Name the tracks of a model that has numbers for every base; nothing for another."""
+    if isinstance(spec, Loaded):
+        config, kind = spec.model.config, spec.kind
+    elif isinstance(spec, nn.Module):
+        config: Any = getattr(spec, "config", None)
+        kind = _TRACKS_KIND if type(spec).__name__.endswith("ForTokenClassification") else ""
+    else:
+        _, config, kind, _ = open_model(spec)
+    if kind != _TRACKS_KIND or getattr(config, "label_kind", None) != "tracks":
+        return ()
+    return tuple(str(name) for _, name in sorted(config.id2label.items()))
 
 
 def find_class(names: Sequence[str], wanted: str | int | None, model: str) -> int:

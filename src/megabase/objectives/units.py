@@ -103,7 +103,7 @@ class Units(Settings):
         bins = outputs.shape[1] // self.bin
         return outputs[:, : bins * self.bin].unflatten(1, (bins, self.bin)).mean(2)
 
-    def by_base(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def by_base(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Give every base the number of its bin, for outputs (length, K) whose first begins a bin.
 
         The number of a sum is shared out over the bases of the bin; the last bin may be cut short.
@@ -113,4 +113,4 @@ class Units(Settings):
         pooled = np.add.reduceat(outputs.astype(np.float64), starts) / counts[:, None]
         values = self.values(torch.from_numpy(pooled)).numpy()
         values = values / self.bin if self.statistic == "sum" else values
-        return np.repeat(values, counts, axis=0).astype(np.float32)
+        return np.repeat(values, counts, axis=0)

@@ -179,8 +179,8 @@ def _model_rows(
 
 def _cheap_methods(model: Loaded) -> list[str]:
     """Name the methods that take one pass of a model for each allele."""
-    wrong = "log_probs" if model.masked else "masked"
-    return [name for name, method in METHODS.items() if wrong not in method.needs]
+    wrong = {"log_probs" if model.masked else "masked", "tracks"}
+    return [name for name, method in METHODS.items() if not wrong & method.needs]
 
 
 def _baselines(

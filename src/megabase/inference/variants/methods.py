@@ -17,9 +17,9 @@ from torch import Tensor
 from megabase.genome.left_out import Reason
 from megabase.inference.variants.windows import AlleleWindows
 
-Need = Literal["log_probs", "logits", "states", "whole", "masked"]
+Need = Literal["log_probs", "logits", "states", "whole", "masked", "tracks"]
 """What a method reads: log-probabilities; the logits behind them too; last hidden states; those
-before the variant too; log-probabilities of hidden alleles."""
+before the variant too; log-probabilities of hidden alleles; sums of predicted tracks."""
 
 
 class Outputs(NamedTuple):
@@ -122,8 +122,9 @@ class Pairs:
 class Method(NamedTuple):
     """A way to turn the model outputs for two alleles into one number."""
 
-    value: Callable[[Pairs], Tensor]
-    """Compares REF and ALT on one strand, (A,) in double precision; NaN where there is no value."""
+    value: Callable[..., Tensor]
+    """Compares REF and ALT of :class:`Pairs` on one strand, (A,) in double precision; NaN where
+    there is no value. Of tracks it compares their sums over the windows, (A, tracks) each."""
     needs: frozenset[Need]
     damaging: Literal[-1, 1]
     """Sign that turns the value so that higher means more damaging."""
@@ -200,6 +201,15 @@ def _jsd(pairs: Pairs) -> Tensor:
     return torch.where(counted, both, 0).sum(1) / counted.sum(1).clamp(min=1)
 
 
+def _track_delta(ref: Tensor, alt: Tensor) -> Tensor:
+    return alt - ref
+
+
+def _track_lfc(ref: Tensor, alt: Tensor) -> Tensor:
+    """Compare the sums, each at least 0 and one more than it is."""
+    return (1 + alt.clamp(min=0)).log2() - (1 + ref.clamp(min=0)).log2()
+
+
 _LIKELIHOODS: frozenset[Need] = frozenset({"log_probs"})
 _STATES: frozenset[Need] = frozenset({"states", "whole"})
 METHODS: dict[str, Method] = {
@@ -224,6 +234,10 @@ METHODS: dict[str, Method] = {
     "jsd": Method(_jsd, frozenset({"log_probs", "logits"}), 1,
         "Jensen-Shannon divergence of the base probabilities with REF and ALT, mean over the bases "
         "after the variant (nats)"),
+    "track_delta": Method(_track_delta, frozenset({"tracks"}), -1,
+        "sum of the predicted track over the window with ALT minus with REF"),
+    "track_lfc": Method(_track_lfc, frozenset({"tracks"}), -1,
+        "log2 of (1 + sum of the predicted track over the window) with ALT minus with REF"),
 }  # fmt: skip
 """All methods by name; names become INFO keys and columns, so they never change."""
 METHODS |= {  # after their strands are averaged

@@ -21,12 +21,14 @@ from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord, read_vcf_records
 from megabase.inference.jobs import BATCH_TOKENS, split_options
 from megabase.inference.parts import Provenance
+from megabase.inference.prediction import Predictor
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.calibration import Calibration, columns, context_of
 from megabase.inference.variants.forward import compare_alleles
 from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.tracks import compare_tracks
 from megabase.inference.variants.windows import PLACEMENTS, AlleleWindows, Placement
-from megabase.models.loading import Loaded, ModelSpec, load
+from megabase.models.loading import Loaded, ModelSpec, load, track_names
 from megabase.options import CalibratedScoring
 
 DEFAULT_WINDOW = 1_024
@@ -41,6 +43,8 @@ _CAUSAL_DEFAULT = ("llr_window", "llr_after", "llr_site")
 """Methods when none is named: one pass of a causal model gives all three."""
 _MASKED_DEFAULT = ("masked",)
 """The same for a masked model, whose other likelihoods take one pass for each base."""
+_TRACKS_DEFAULT = ("track_delta", "track_lfc")
+"""The same for a model of tracks, which answers nothing else; one value for each track."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class VariantOptions:
         Names in :data:`~megabase.inference.variants.methods.METHODS`, or a single one; when
         None those that fit the model.
     strands
-        ``"both"`` (the mean), ``"forward"`` or ``"reverse"``.
+        ``"both"`` (the mean), ``"forward"`` or ``"reverse"``; both when None, and for a model of
+        tracks what its training measured.
     placement
         ``"centered"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
         half of a window that begins at a multiple of half its length, which neighboring variants
@@ -68,7 +73,7 @@ class VariantOptions:
 
     window: int | None = None
     methods: Sequence[str] | None = None
-    strands: Strands = "both"
+    strands: Strands | None = None
     placement: Placement = "centered"
     calibration: str | Path | None = None
     horizon: int | None = None
@@ -82,7 +87,7 @@ class VariantOptions:
             for name in names:
                 if name not in METHODS:
                     raise InputError(f"there is no method {name!r}; expected {', '.join(METHODS)}")
-        if self.strands not in STRANDS:
+        if self.strands not in (None, *STRANDS):
             raise InputError(f"strands is one of {', '.join(STRANDS)}; found {self.strands!r}")
         if self.placement not in PLACEMENTS:
             raise InputError(
@@ -97,14 +102,27 @@ class VariantOptions:
         """Fill in what depends on the model; InputError for what does not fit it."""
         window = self.window or min(DEFAULT_WINDOW, model.longest or DEFAULT_WINDOW)
         model.require_length(window, "a window")
-        names = self.methods or (_MASKED_DEFAULT if model.masked else _CAUSAL_DEFAULT)
+        tracks, strands = track_names(model), self.strands or "both"
+        if tracks:
+            strands = self.strands or ("both" if model.both_strands else "forward")
+            if strands == "reverse":
+                raise InputError("tracks are read on the strand forward, or on both")
+        usual = _MASKED_DEFAULT if model.masked else _CAUSAL_DEFAULT
+        usual = _TRACKS_DEFAULT if tracks else usual
+        names = self.methods or usual
         for name in names:
+            if ("tracks" in METHODS[name].needs) != bool(tracks):
+                kind = "a model of tracks" if tracks else "a language model"
+                raise InputError(
+                    f"method {name!r} does not fit {kind}, which {model.name} is; use "
+                    f"{', '.join(usual)}"
+                )
             if "masked" in METHODS[name].needs and not model.masked:
                 raise InputError(
                     f"method {name!r} needs a model that predicts hidden bases; this one is causal "
                     f"(use {', '.join(_CAUSAL_DEFAULT)})"
                 )
-        return replace(self, window=window, methods=names)
+        return replace(self, window=window, methods=names, strands=strands)
 
 
 class AlleleScore(NamedTuple):
@@ -144,8 +162,17 @@ class VariantScorer:
         self.genes = genes
         self.annotation = None if genes is None else Annotation.read(genes, store)
         self.options = options.resolved(model)
-        self.names = list(self.options.methods or ())
-        self.methods = [METHODS[name] for name in self.names]
+        asked = {name: METHODS[name] for name in self.options.methods or ()}
+        self.predictor: Predictor | None = None
+        if tracks := track_names(model):
+            strand: Any = self.options.strands
+            self.predictor = Predictor(model, strands=strand, batch_tokens=batch_tokens)
+            asked = {
+                f"{name}_{track}": one._replace(description=f"{one.description}: {track}")
+                for name, one in asked.items()
+                for track in tracks
+            }
+        self.names, self.methods = list(asked), list(asked.values())
         given = self.options.calibration
         self.calibration = None if given is None else Calibration.of(given, model, self.options)
         self.columns = columns(self.names, given is not None)
@@ -158,7 +185,7 @@ class VariantScorer:
         genes: str | Path | None = None,
     ) -> VariantScorer:  # fmt: skip
         """Load the model and open the genome, in each process that scores."""
-        loaded = load(model, head="language", device=device)
+        loaded = load_scored(model, device)
         return cls(loaded, Genome(genome), options, batch_tokens, genes)
 
     @property
@@ -187,7 +214,9 @@ class VariantScorer:
 
         A record without any has a single one, with a reason.
         """
-        strands = STRANDS[:2] if self.options.strands == "both" else (self.options.strands,)
+        own: Strands = self.options.strands or "both"
+        strands = STRANDS[:2] if own == "both" else (own,)
+        strands = strands if self.predictor is None else ("forward",)  # it averages them itself
         windows: list[AlleleWindows] = []
         plan: list[list[int | Reason]] = []  # for each allele: its number, or the reason
         places: list[tuple[int, int]] = []  # context and class of each with a number
@@ -210,7 +239,11 @@ class VariantScorer:
                     windows += found
             plan.append(alleles)
         count = len(self.methods)
-        values = compare_alleles(self.model, windows, self.methods, self.batch_tokens)
+        if self.predictor is None:
+            values = compare_alleles(self.model, windows, self.methods, self.batch_tokens)
+        else:
+            each = [METHODS[name] for name in self.options.methods or ()]
+            values = compare_tracks(self.predictor, windows, each)
         values = values.reshape(len(places), len(strands), count).mean(1)
         values = np.where([method.absolute for method in self.methods], np.abs(values), values)
         if self.calibration is not None:
@@ -290,6 +323,11 @@ class VariantScorer:
         return found
 
 
+def load_scored(model: ModelSpec, device: str | None = None) -> Loaded:
+    """Load a language model, or a model of tracks."""
+    return load(model, head="own" if track_names(model) else "language", device=device)
+
+
 def columns_of(effects: Sequence[Consequence]) -> tuple[str | None, str | None, str | None]:
     """Give the most severe term, its gene, and all transcripts of an allele."""
     if not effects:
@@ -323,7 +361,7 @@ def score_variants(
     genome: Genome | str | Path,
     **options: Unpack[CalibratedScoring],
 ) -> VariantScores:
-    """Score variants with a language model, whose mode is restored.
+    """Score variants with a language model or one of tracks, whose mode is restored.
 
     Variants are a VCF or BCF file, :class:`~megabase.genome.interval.Variant` objects, or texts
     such as ``"chr1:1,001:A>G"`` (1-based). What cannot be scored keeps its row, with the reason.
@@ -333,7 +371,7 @@ def score_variants(
     own, run = split_options(options, CalibratedScoring)
     genes, records = own.pop("genes", None), _records(variants)
     settings = VariantOptions(**own)
-    loaded = load(model, head="language", device=run.get("device"))
+    loaded = load_scored(model, run.get("device"))
     with genome_store(genome) as store:
         scorer = VariantScorer(
             loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS), genes

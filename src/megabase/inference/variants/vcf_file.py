@@ -246,7 +246,8 @@ def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
     """Refuse a prefix whose keys the header of a file has already, with an InputError."""
     for name in (*columns(tuple(METHODS), True), "reason", "source", *_EFFECTS):
         key = _info_key(prefix, name)
-        if any(line.startswith(f"##INFO=<ID={key},") for line in header):
+        # Names of tracks follow those of their methods.
+        if any(line.startswith((f"##INFO=<ID={key},", f"##INFO=<ID={key}_")) for line in header):
             raise InputError(
                 f"{path}: has INFO field {key} already; score the original file, or choose "
                 "another prefix=..."
@@ -321,7 +322,7 @@ def _header_lines(
             header = [line for line in header if line not in replaced]
     options = scorer.options
     strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
-    said = {name: METHODS[name].description for name in scorer.names}
+    said = {n: one.description for n, one in zip(scorer.names, scorer.methods, strict=True)}
     for name in scorer.columns[len(said) :]:
         method, _, kind = name.rpartition("_")
         said[name] = f"{method} {DERIVED[kind]}"

@@ -203,7 +203,8 @@ class PromptedModel(nn.Module):
         self.config: Any = copy.deepcopy(model.config)
         for name, value in label_fields(spec.kind, spec.classes).items():
             setattr(self.config, name, value)
-        vars(self.config).pop("units", None)  # of the model's own head
+        for name in ("units", "label_kind"):  # of the model's own head
+            vars(self.config).pop(name, None)
         self.train(model.training)
 
     @property

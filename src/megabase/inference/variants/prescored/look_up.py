@@ -49,8 +49,9 @@ class TableScorer(VariantScorer):
             if theirs != ours:
                 wrong.insert(0, f"{name} {getattr(made, name)} ({str(theirs)[:8]}), not {given} "
                     f"({ours[:8]})")  # fmt: skip
-        if made.options.get("strands") != options.strands:
-            wrong.append(f"strands {made.options.get('strands')}, not {options.strands}")
+        strands = options.strands or "both"
+        if made.options.get("strands") != strands:
+            wrong.append(f"strands {made.options.get('strands')}, not {strands}")
         if wrong:
             raise InputError(
                 f"{path} was made with {'; '.join(wrong)}; make another one with megabase variants "
