@@ -342,3 +342,7 @@ def test_odd_files_end(tmp_path: Path) -> None:
     made, contig = toy(tmp_path, "chr1", "CATGTGAAAATAACCCCC", loop + rows)
     assert [one.code for one in made.transcripts] == [1]
     assert made.consequences(contig, 5, "G", "A")[0].terms == ("stop_gained",)
+    with pytest.warns(LeftOutWarning, match="1 transcripts on no strand"):
+        toy(
+            tmp_path, "chr1", "CATGTGAAAATAACCCCC", loop + rows + "chr1 x exon 1 9 . . . Parent=d\n"
+        )

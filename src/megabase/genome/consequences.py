@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.errors import InputError
+from megabase.errors import InputError, LeftOutWarning, warn
 from megabase.genome.alphabet import BASE_BITS, decode, encode, reverse_complement
 from megabase.genome.interval import MITOCHONDRIAL, trimmed, union
 from megabase.genome.store import Genome
@@ -432,8 +432,8 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
 
     frame = read_gff(path, store, attributes=_KEYS, strict=strict)
     columns = ("contig", "start", "end", "type", "strand", "phase", "attributes", *_KEYS)
-    owners: dict[str, dict[str, str]] = {}
-    parts: dict[tuple[str, str], list[dict[str, str | int]]] = defaultdict(list)
+    owners: dict[str, dict[str, Any]] = {}
+    parts: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for values in frame.select(columns).iter_rows():
         row = dict(zip(columns, values, strict=True))
         if row["type"] not in _PARTS:
@@ -444,15 +444,17 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
         for owner in (row["Parent"] or row["transcript_id"] or row["gene_id"] or "").split(","):
             if owner:
                 parts[row["contig"], owner].append(row)
+    odd = 0
     for (contig, owner), rows in parts.items():
         row = owners.get(owner) or {**rows[0], "ID": owner, "Name": None, "Parent": None}
         strands = {one["strand"] for one in rows}
-        if len(strands) > 1 or "." in strands:  # of two strands: no order to read it in
+        if len(strands) > 1 or "." in strands:  # no order to read it in
+            odd += 1
             continue
         strand = strands.pop()
         top, seen = row, {owner}
         while (above := owners.get(top["Parent"] or "")) is not None and top["Parent"] not in seen:
-            seen.add(str(top["Parent"]))
+            seen.add(top["Parent"])
             top = above
         name = row["gene_name"] or top["Name"] or row["gene"] or row["gene_id"] or top["ID"]
         spans = {
@@ -478,6 +480,8 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
             ),
             code,
         )  # fmt: skip
+    if odd:
+        warn(f"{path}: {odd:,} transcripts on no strand, or on both, are left out", LeftOutWarning)
 
 
 def _plain(name: str) -> str:
