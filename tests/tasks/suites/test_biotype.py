@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
+from megabase.benchmarking.models import open_entry
 from megabase.benchmarking.run import run_benchmark
 from megabase.benchmarking.suites import biotype
 from megabase.benchmarking.table import Tables
@@ -62,7 +63,7 @@ def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
 
 def test_pieces_of_a_long_gene_are_averaged(tmp_path: Path) -> None:
     rows = biotype._read_genes(config(tmp_path))
-    model = biotype._model(config(tmp_path).entries[0])
+    model = open_entry(config(tmp_path).entries[0], ("base",))
     whole = biotype._pieces(model, rows, BiotypeConfig(max_length=20))
     from megabase.inference.embedding import Embedder
 

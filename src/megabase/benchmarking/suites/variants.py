@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from megabase.genome.vcf import VcfRecord
 from megabase.inference.variants.calibration import columns, context_of
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.vcf_file import score_variants_file
-from megabase.models.loading import Loaded, load
+from megabase.models.loading import load
 
 _Values = NDArray[np.float64]
 _INSTRUCTIONS = "name a table of labeled variants, or a folder of them (docs/variants.md)"
@@ -98,10 +99,11 @@ def _run(
             "rows": {"test": len(label)},
             "test_rows": file_digest(path), "chosen": {}, "trained_parameters": 0,
         }  # fmt: skip
-        rows = _baselines(table, store, chosen.genes, chosen.scores)
-        for entry in config.entries:
-            if not entry.is_baseline:
-                rows = _chain(rows, _model_rows(config, entry, table, store, folder))
+        rows = chain(
+            _baselines(table, store, chosen.genes, chosen.scores),
+            *(_model_rows(config, entry, table, store, folder) for entry in config.entries
+              if not entry.is_baseline),
+        )  # fmt: skip
         for number, (title, start, values, facts) in enumerate(rows):
             slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in title)
             file = folder / slug / "record.json"
@@ -139,11 +141,6 @@ _Row = tuple[str, str, _Values, dict[str, Any]]
 """Title, model, scores that are higher for damaging variants, and further fields of a record."""
 
 
-def _chain(*parts: Iterator[_Row]) -> Iterator[_Row]:
-    for part in parts:
-        yield from part
-
-
 def _model_rows(
     config: BenchmarkConfig, entry: ModelEntry, table: VariantTable, store: Genome, folder: Path
 ) -> Iterator[_Row]:
@@ -153,7 +150,8 @@ def _model_rows(
     if spec is None or start.get("from_scratch"):
         spec = open_entry(entry, ("causal-lm", "masked-lm"))
     model = load(spec, head="language")
-    names = split_words(chosen.methods) or _cheap_methods(model)
+    slow = "log_probs" if model.masked else "masked"  # or impossible: what takes many passes
+    names = split_words(chosen.methods) or [n for n, m in METHODS.items() if slow not in m.needs]
     vcf, scores = folder / "variants.vcf", folder / f"{Path(entry.name).name}.parquet"
     begun = time.perf_counter()
     if not scores.is_file():

@@ -207,10 +207,8 @@ class Calibration:
             if made.options.get(name) != asked[name]
         ]
         if made.model_sha256 != model.digest:
-            wrong.insert(0, f"model {made.model} ({made.model_sha256[:8]}), not {model.name} "
-                f"({model.digest[:8]})")  # fmt: skip
-        lacks = [name for name in options.methods or () if name not in found.methods]
-        if lacks:
+            wrong.insert(0, f"model {made.model} ({made.model_sha256[:8]}), not {model.name}")
+        if lacks := [name for name in options.methods or () if name not in found.methods]:
             wrong.append(f"methods {', '.join(found.methods)}, without {', '.join(lacks)}")
         if wrong:
             raise InputError(

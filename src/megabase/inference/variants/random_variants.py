@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -98,65 +99,45 @@ def random_records(
     contig, position = _draw_bases(store, regions, len(kind), rng)
     order = np.lexsort((kind, position, contig))
     drawn = zip(*(one[order].tolist() for one in (contig, position, kind)), strict=True)
-    records: list[VcfRecord] = []
-    for number, (index, at, what) in enumerate(drawn, start=1):
-        records.append(_record(store, index, at, what, number, rng))
-        if len(records) == _CHUNK:
-            yield records
-            records = []
-    if records:
-        yield records
+    records = (_record(store, *one, number, rng) for number, one in enumerate(drawn, start=1))
+    while chunk := list(islice(records, _CHUNK)):
+        yield chunk
 
 
 def _draw_bases(
     store: Genome, regions: Regions, count: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw `count` positions (index of the contig, 0-based position) that hold A, C, G or T."""
+) -> NDArray[np.int64]:
+    """Draw `count` positions that hold A, C, G or T: index of the contig, 0-based position."""
     ends = np.cumsum(regions.end - regions.start)
-    found: list[NDArray[np.int64]] = []
-    lacking = count
-    for _ in range(_TRIES):
-        if not lacking or not len(ends):
-            break
-        # The share of unknown bases is seldom above a half.
-        drawn = rng.integers(0, ends[-1], 2 * lacking + 64)
+    found = np.empty((2, 0), dtype=np.int64)
+    for _ in range(_TRIES if len(ends) else 0):
+        drawn = rng.integers(0, ends[-1], count)
         row = np.searchsorted(ends, drawn, side="right")
-        contig, position = (
-            regions.contig[row].astype(np.int64),
-            regions.end[row] + drawn - ends[row],
-        )
-        known = np.zeros(len(drawn), dtype=bool)
-        for index in np.unique(contig):
-            own = contig == index
-            known[own] = store.view(int(index))[position[own]] & np.uint8(BASE_BITS) <= T
-        found.append(np.stack((contig, position))[:, known][:, :lacking])
-        lacking -= found[-1].shape[1]
-    if lacking:
-        raise InputError(f"genome {store.name!r} has no base A, C, G or T in these regions to draw")
-    contig, position = np.concatenate(found, axis=1)
-    return contig, position
+        place = np.stack((regions.contig[row], regions.end[row] + drawn - ends[row]))
+        known = np.zeros(count, dtype=bool)
+        for index in np.unique(place[0]):
+            own = place[0] == index
+            known[own] = store.view(int(index))[place[1, own]] & np.uint8(BASE_BITS) <= T
+        found = np.concatenate((found, place[:, known]), axis=1)
+        if found.shape[1] >= count:
+            return found[:, :count]
+    raise InputError(f"genome {store.name!r} has no base A, C, G or T in these regions to draw")
 
 
 def _record(
     store: Genome, contig: int, position: int, kind: int, number: int, rng: np.random.Generator
 ) -> VcfRecord:
     """Make a record of a class of variants at a base."""
-    view = store.view(contig)
-    length = 1
-    if CLASSES[kind] == "mnv":
-        length = int(rng.integers(2, _LONGEST_MNV + 1))
-    elif CLASSES[kind] != "snv":
-        size = int(rng.choice(_LENGTHS, p=1 / _LENGTHS / (1 / _LENGTHS).sum()))
-        length = 1 + size if CLASSES[kind] == "deletion" else 1
+    view, what = store.view(contig), CLASSES[kind]
+    size = int(rng.choice(_LENGTHS, p=1 / _LENGTHS / (1 / _LENGTHS).sum()))
+    length = {"mnv": int(rng.integers(2, _LONGEST_MNV + 1)), "deletion": 1 + size}.get(what, 1)
     ref = decode(view[position : position + length] & np.uint8(BASE_BITS))
     alts = [base for base in BASES if base != ref]
-    if CLASSES[kind] == "mnv":
+    if what == "mnv":
         shifts = rng.integers(1, len(BASES), len(ref))
         alts = ["".join(BASES[(BASES.find(b) + s) % 4] for b, s in zip(ref, shifts, strict=True))]
-    elif CLASSES[kind] == "deletion":
-        alts = [ref[0]]
-    elif CLASSES[kind] == "insertion":
-        alts = [ref + "".join(rng.choice(list(BASES), size))]
+    elif what != "snv":
+        alts = [ref[0] if what == "deletion" else ref + "".join(rng.choice(list(BASES), size))]
     name = store.contigs[contig].name
     fields = (name, str(one_based(position)), ".", ref, ",".join(alts), *"...")
     return VcfRecord(number, fields, name, position, ref, tuple(alts))
