@@ -39,7 +39,7 @@ from megabase.genome.vcf import VcfRecord
 from megabase.inference.variants.calibration import columns, context_of
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.vcf_file import score_variants_file
-from megabase.models.loading import load
+from megabase.models.loading import Loaded, load
 
 _Values = NDArray[np.float64]
 _INSTRUCTIONS = "name a table of labeled variants, or a folder of them (docs/variants.md)"
@@ -150,8 +150,7 @@ def _model_rows(
     if spec is None or start.get("from_scratch"):
         spec = open_entry(entry, ("causal-lm", "masked-lm"))
     model = load(spec, head="language")
-    slow = "log_probs" if model.masked else "masked"  # or impossible: what takes many passes
-    names = split_words(chosen.methods) or [n for n, m in METHODS.items() if slow not in m.needs]
+    names = split_words(chosen.methods) or _cheap_methods(model)
     vcf, scores = folder / "variants.vcf", folder / f"{Path(entry.name).name}.parquet"
     begun = time.perf_counter()
     if not scores.is_file():
