@@ -52,13 +52,16 @@ class BenchError(MegabaseError):
 def build_model(name: str, width: int, layers: int, length: int) -> Any:
     """Build a language model of a family for inputs of `length` tokens, without dropout.
 
-    The name ``plain`` gives HyenaDNA computed the published way.
+    The name ``plain`` gives HyenaDNA computed the published way, ``caduceus-ps`` Caduceus-PS.
     """
     if name == "plain":
         return PlainHyenaDNA(build_model("hyenadna", width, layers, length))
+    name, _, strands = name.partition("-")
     classes = FAMILIES[name].classes()
     model_class: Any = classes.get("causal-lm") or classes["masked-lm"]
     settings: dict[str, Any] = {"d_model": width, "n_layer": layers}
+    if strands:
+        settings["rcps"] = True
     if name in _LENGTH_SETTING:
         settings[_LENGTH_SETTING[name]] = length
     known = model_class.config_class()

@@ -81,7 +81,7 @@ class LaunchConfig(Settings):
     published way.
     """
 
-    model: Literal["hyenadna", "gpt", "mamba", "caduceus"] = "hyenadna"
+    model: Literal["hyenadna", "gpt", "mamba", "caduceus", "caduceus-ps"] = "hyenadna"
     """Family."""
     batch: int = 256
     """Sequences in a step."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from benchmarks.harness import BenchError
@@ -55,7 +57,16 @@ def test_hyenadna_launches_and_touches_no_more_than_the_published_way(
     assert ours.bytes <= published.bytes
 
 
-@pytest.mark.parametrize("model", ["hyenadna", "gpt", "mamba", "caduceus"])
+def test_strands_of_caduceus_are_told_apart_once_and_not_in_every_layer() -> None:
+    shape: dict[str, Any] = {"batch": 8, "width": 256, "backend": "triton"}
+    for model in ("caduceus", "caduceus-ps"):
+        one, two = (
+            count_step(LaunchConfig(model=model, layers=layers, **shape)).total for layers in (1, 2)
+        )
+        assert two - one == 57
+
+
+@pytest.mark.parametrize("model", ["hyenadna", "gpt", "mamba", "caduceus", "caduceus-ps"])
 @pytest.mark.parametrize("mask", [False, True])
 def test_no_family_waits_for_the_device_and_none_cuts_its_work(model: str, mask: bool) -> None:
     small = LaunchConfig(model=model, batch=2, length=256, width=32, layers=2, mask=mask)

@@ -164,7 +164,7 @@ def _check_last(inputs: ScanInputs, reverse: bool) -> None:
 def test_a_running_sum_and_its_norm(rms: bool, strands: int, swap: bool) -> None:
     torch.manual_seed(strands)
     weights = NormWeights(_draw(5), None if rms else _draw(5), 1e-5)
-    kind = NormKind(rms, strands, swap and strands == 2, wide=True)
+    kind = NormKind(rms, strands, swap, wide=True)
     hidden, residual = _draw(3, 7, 5 * strands, dtype=torch.bfloat16), _draw(3, 7, 5 * strands)
     for before in (residual, None):
         _compare(

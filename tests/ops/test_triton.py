@@ -73,11 +73,11 @@ def _mlp(dtype: torch.dtype) -> Any:
     )
 
 
-def _norm(dtype: torch.dtype, strands: int = 1) -> Any:
+def _norm(dtype: torch.dtype, strands: int = 1, swap: bool = False) -> Any:
     weights = NormWeights(_draw(torch.float32, 128), _draw(torch.float32, 128), 1e-5)
     if strands == 2:
         weights = weights._replace(bias=None)
-    kind = NormKind(rms=strands == 2, strands=strands, swap=strands == 2, wide=True)
+    kind = NormKind(rms=strands == 2, strands=strands, swap=swap or strands == 2, wide=True)
     shape = (2, 9, 128 * strands)
     return add_norm(_draw(dtype, *shape), _draw(torch.float32, *shape), weights, kind)
 
@@ -104,6 +104,7 @@ CASES: dict[str, Callable[[torch.dtype], Any]] = {
     "mlp": _mlp,
     "norm": _norm,
     "norm of two strands": lambda dtype: _norm(dtype, 2),
+    "norm turned around": lambda dtype: _norm(dtype, swap=True),
     "conv": _conv,
     "conv in reverse": lambda dtype: _conv(dtype, True),
     "scan": _scan,
@@ -153,6 +154,7 @@ def _kind(value: Any) -> Any:
 _QUICK = {
     ("filter", "float32-cuda-90"), ("mixer", "float32-cuda-90"), ("mlp", "bfloat16-hip-gfx942"),
     ("norm", "float32-hip-gfx942"), ("norm of two strands", "bfloat16-cuda-80"),
+    ("norm turned around", "float32-cuda-90"),
     ("conv", "bfloat16-hip-gfx942"), ("conv in reverse", "float32-cuda-90"),
     ("scan", "float32-cuda-80"), ("scan in reverse", "bfloat16-cuda-90"),
 }  # fmt: skip

@@ -81,7 +81,7 @@ def add_norm(
 
     Gives both; the sum in float32 at least when `residual_in_fp32`. `strands` is 2 when the
     channels are those of two strands, the second in reverse order; with `swap` the two change
-    places first.
+    places first, also where they are apart (:func:`~megabase.layers.rcps.take_apart`).
     """
     if (
         type(norm) in (RMSNorm, LayerNorm)
@@ -94,7 +94,7 @@ def add_norm(
         return norm_mlp.add_norm(hidden_BLD, residual_BLD, weights, kind)
     total = hidden_BLD if residual_BLD is None else hidden_BLD + residual_BLD
     if swap:
-        total = total.roll(total.shape[-1] // 2, dims=-1)
+        total = norm_mlp.swapped(total, strands)
     if residual_in_fp32:
         total = total.to(torch.promote_types(total.dtype, torch.float32))
     return norm(total) if strands == 1 else norm(total, strands), total

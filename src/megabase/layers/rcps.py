@@ -11,7 +11,7 @@ the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,21 @@ def split_strands(hidden_BLW: Tensor) -> tuple[Tensor, Tensor]:
 def _join_strands(given_BLD: Tensor, other_BLD: Tensor) -> Tensor:
     """Undo :func:`split_strands`."""
     return torch.cat([given_BLD, other_BLD.flip((1, 2))], dim=-1)
+
+
+def take_apart(hidden_BLW: Tensor) -> Tensor:
+    """Give both strands as sequences of their own, (2 batch, length, D).
+
+    Those of the other strand are in reverse order too: turning everything around swaps strands.
+    """
+    given_BLD, other_BLD = hidden_BLW.chunk(2, dim=-1)
+    return torch.cat([given_BLD, other_BLD.flip((0, 1, 2))])
+
+
+def put_together(apart_BLD: Tensor) -> Tensor:
+    """Undo :func:`take_apart`."""
+    given_BLD, other_BLD = apart_BLD.chunk(2)
+    return torch.cat([given_BLD, other_BLD.flip((0, 1, 2))], dim=-1)
 
 
 class _Complements:
@@ -87,8 +102,12 @@ class _RCPSWrapper(nn.Module):
         super().__init__()
         self.submodule = submodule
 
-    def forward(self, hidden_BLW: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Map (batch, length, 2 D) to the same shape."""
+    def forward(
+        self, hidden_BLW: Tensor, mask_BL: Tensor | None = None, apart: bool = False
+    ) -> Tensor:
+        """Map (batch, length, 2 D) to the same shape, or strands that are `apart`."""
+        if apart:
+            return self.submodule(hidden_BLW, mask_BL)
         if self.sharded is not None:
             given_BLD, other_BLD = hidden_BLW.chunk(2, dim=-1)
             given_BLD = self.submodule(given_BLD, mask_BL)
@@ -133,13 +152,18 @@ class RCPSBlock(nn.Module):
         self.residual_in_fp32 = residual_in_fp32
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Give (output of the mixer, running sum before it), each (batch, length, 2 D)."""
-        hidden, residual = strand_add_norm(
-            self.norm, hidden, residual, self.residual_in_fp32, swap=self.fused
-        )  # fmt: skip
-        return self.mixer(hidden, mask), residual
+        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None,
+        apart: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Give (output of the mixer, running sum before it), each (batch, length, 2 D).
+
+        A `fused` one also takes and gives strands that are `apart`, see :func:`take_apart`.
+        """
+        add = add_norm if apart else strand_add_norm
+        hidden, residual = add(
+            cast("Any", self.norm), hidden, residual, self.residual_in_fp32, swap=self.fused
+        )
+        return self.mixer(hidden, mask, apart), residual
 
 
 def strand_add_norm(

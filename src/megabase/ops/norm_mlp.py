@@ -46,7 +46,7 @@ class NormKind(NamedTuple):
     """1, or 2 where the channels are two halves, each normalized by itself, the second one in
     reverse order, and the weights it is multiplied by too."""
     swap: bool = False
-    """Whether the halves change places first."""
+    """Whether the halves change places first; with 1, whether everything is turned around."""
     wide: bool = False
     """Whether the sum is kept in float32 at least."""
     dtype: torch.dtype | None = None
@@ -78,11 +78,17 @@ def add_norm(
         return _add_norm(hidden, residual, weights, kind)
     total = hidden if residual is None else hidden + residual
     if kind.swap:
-        total = total.roll(total.shape[-1] // 2, dims=-1)
+        total = swapped(total, kind.strands)
     if kind.wide:
         total = total.to(wide_dtype(total.dtype))
     normed = normalize(total, weights, kind)
     return (normed if kind.dtype is None else normed.to(kind.dtype)), total
+
+
+def swapped(total: Tensor, strands: int) -> Tensor:
+    """Let strands change places: halves of the channels, or of the sequences turned around."""
+    half = total.shape[-1] // 2
+    return total.roll(half, dims=-1) if strands == 2 else total.flip((0, 1, 2))
 
 
 def normalize(total: Tensor, weights: NormWeights, kind: NormKind = PLAIN) -> Tensor:

@@ -25,8 +25,10 @@ from megabase.layers.rcps import (
     RCPSBlock,
     RCPSEmbedding,
     RCPSHead,
+    put_together,
     split_strands,
     strand_add_norm,
+    take_apart,
 )
 from megabase.models.base import Problems, refuse_rest
 from megabase.models.heads import (
@@ -189,13 +191,23 @@ class _Backbone(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         residual: Tensor | None = None
         seen: list[Tensor] = []
+        # Strands are told apart once, and not again in every block.
+        apart = self.rcps and all(
+            isinstance(one, RCPSBlock) and one.fused and one.mixer.sharded is None
+            for one in self.layers
+        )
+        beside: Any = put_together if apart else lambda states: states
+        if apart:
+            hidden = take_apart(hidden)
+            mask = None if mask is None else torch.cat([mask, mask.flip((0, 1))])
         for layer in self.layers:
             if collect:
-                seen.append(hidden if residual is None else hidden + residual)
-            hidden, residual = layer(hidden, residual, mask)
+                seen.append(beside(hidden if residual is None else hidden + residual))
+            hidden, residual = layer(hidden, residual, mask, *([True] if apart else []))
         # The final norm leaves the strands in their places, in fused models too.
-        last = strand_add_norm if self.rcps else add_norm
+        last = strand_add_norm if self.rcps and not apart else add_norm
         hidden, _ = last(cast("Any", self.norm_f), hidden, residual, self.residual_in_fp32)
+        hidden = beside(hidden)
         return hidden, (*seen, hidden) if collect else None
 
 

@@ -39,6 +39,8 @@ def _add_norm(
     # Where channel d of the weights lies: the second strand is in reverse order.
     at = tl.where(r % STRANDS == 0, d, width - 1 - d)
     source = (r ^ 1 if SWAP else r) * width + at
+    if SWAP and STRANDS == 1:
+        source = (rows - 1 - r) * width + (width - 1 - d)
     x = tl.load(hidden + source, here, 0.0).to(tl.float32)
     if residual is not None:
         x += tl.load(residual + source, here, 0.0).to(tl.float32)
@@ -84,7 +86,9 @@ def _add_norm_backward(
         back *= scale
         if dtotal is not None:
             back += tl.load(dtotal + at, here, 0.0).to(tl.float32)
-        if SWAP:
+        if SWAP and STRANDS == 1:
+            at = (rows - 1 - r) * width + (width - 1 - d)
+        elif SWAP:
             at = (r ^ 1) * width + tl.where(r % STRANDS == 0, d, width - 1 - d)
         tl.store(dx + at, back.to(dx.dtype.element_ty), here)
     own = partial + tl.program_id(0) * 2 * width + tl.arange(0, D)
