@@ -62,6 +62,7 @@ def _merge(args: Namespace) -> int:
     return verb.run(again)
 
 
+# fmt: off
 VERBS = {
     "merge": Verb(_add_merge, _merge, ("megabase merge scored.vcf.gz.shard-*-of-8",)),
 }

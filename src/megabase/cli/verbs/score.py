@@ -55,7 +55,7 @@ def _score(args: Namespace) -> int:
 
 def _add_variants(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", type=str, help=MODEL)
+    add("model", metavar="MODEL", nargs="?", type=str, help=MODEL)
     add("variants", metavar="VCF", nargs="?", type=str, help="VCF (plain, bgzip) or BCF file")
     add("genome", metavar="GENOME", nargs="?", type=str, help="genome store, or FASTA file")
     add("-o", "--output", type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet "
@@ -86,6 +86,17 @@ def _variants(args: Namespace) -> int:
     cannot be scored keeps its line, with the reason. --calibrate scores random variants, by which
     --calibration then standardizes scores. --all scores a genome before it is asked for.
     """
+    needed = {"model": "MODEL"}
+    if args.all is None and args.calibrate is None:
+        needed |= {"variants": "VCF", "genome": "GENOME"}
+    if args.calibrate is None:
+        needed |= {"output": "--output"}
+    if lacking := [shown for name, shown in needed.items() if args[name] is None]:
+        text = " and ".join(filter(None, (", ".join(lacking[:-1]), lacking[-1])))
+        raise InputError(
+            f"{text} {'is' if len(lacking) == 1 else 'are'} missing; expected MODEL "
+            "VCF GENOME -o FILE, MODEL --all GENOME -o FILE or MODEL --calibrate GENOME"
+        )
     if args.all is not None:
         return _every_snv(args)
     from megabase.inference.variants.random_variants import calibrate_variants
@@ -103,10 +114,6 @@ def _variants(args: Namespace) -> int:
         return 0
     refuse_unused(args, "count others seed", "for --calibrate")
     refuse_unused(args, "context bigwig hub", "for --all")
-    lacking = [name for name in ("variants", "genome", "output") if args[name] is None]
-    if lacking:
-        raise InputError(f"missing: {', '.join(lacking)}; expected megabase variants MODEL VCF "
-            "GENOME -o FILE, MODEL --all GENOME -o FILE, or MODEL --calibrate GENOME")  # fmt: skip
     with running(args, "records") as how:
         written = score_variants_file(
             args.model, args.variants, args.genome, args.output, regions=args.regions,

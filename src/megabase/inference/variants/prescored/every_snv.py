@@ -49,8 +49,8 @@ from megabase.options import EverySnvScoring
 
 _BLOCK = 1 << 16
 """Positions of a chunk: a second or more of work, and 50,000 parts of a human genome."""
-_STRETCHES = 512
-"""Stretches of half a window that random substitutions come from: about 800,000, far more than
+_SAMPLES = 512
+"""Blocks of half a window that random substitutions come from: about 800,000, far more than
 tenths of a percent need, for seconds of work."""
 
 _Codes = NDArray[np.uint8]
@@ -216,11 +216,11 @@ class SnvScorer:
     def draw_quantiles(self, seed: int = 0) -> int:
         """Score random substitutions for :attr:`quantiles`; give their number.
 
-        They are all those of stretches that begin at multiples of window less context; every
-        position is as likely. Of a small genome there are stretches for a quarter of it.
+        They are all those of blocks that begin at multiples of window less context; every
+        position is as likely. Of a small genome there are blocks for a quarter of it.
         """
         step, ends = self.window - self.context, np.cumsum(self.store.lengths)
-        count = max(1, min(_STRETCHES, int(ends[-1]) // (4 * step)))
+        count = max(1, min(_SAMPLES, int(ends[-1]) // (4 * step)))
         found = []
         for at in np.random.default_rng(seed).integers(0, ends[-1], count):
             index = int(np.searchsorted(ends, at, side="right"))
