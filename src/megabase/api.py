@@ -122,7 +122,8 @@ def load(
 class Model(Loaded):
     """A loaded model; its methods are the verbs of the command line.
 
-    Every verb reads sequences from memory or from a file. With ``out=`` it writes a file instead of
+    Every verb reads sequences from memory or from a file; its keywords are those of the class that
+    its signature unpacks, in :mod:`megabase.options`. With ``out=`` it writes a file instead of
     giving the result: in chunks, shared out over ``workers`` processes, resumable with
     ``resume=True``; the format goes by the ending. Coordinates are 0-based and half-open, but in
     region strings (``chr1:1,001-2,000``), VCF and GFF, which are 1-based.
@@ -169,8 +170,6 @@ class Model(Loaded):
             Genome of the intervals of a BED file.
         out
             ``.tsv`` or ``.parquet``.
-        options
-            See :class:`ScoreOptions`.
         """
         given = _checked(options, out)
         if out is not None:
@@ -208,8 +207,6 @@ class Model(Loaded):
             The genome that they lie on.
         out
             ``.vcf``, ``.vcf.gz`` or ``.bcf`` with scores in INFO, or ``.parquet`` or ``.tsv``.
-        options
-            See :class:`VariantFileScoring`.
         """
         given = _checked(options, out)
         if out is None:
@@ -237,8 +234,6 @@ class Model(Loaded):
             ``.npz``; in the folder of the model when None.
         regions
             Where they are drawn; everywhere when empty.
-        options
-            See :class:`CalibrationOptions`.
         """
         return calibrate_variants(self, _path(genome), out, regions=regions, **options)
 
@@ -256,8 +251,6 @@ class Model(Loaded):
 
         Parameters
         ----------
-        genome
-            The genome.
         out
             ``.tsv.gz``: a bgzip table; its tabix index lies beside it.
         regions
@@ -266,8 +259,6 @@ class Model(Loaded):
             Prefix of a bigWig file for each alternative base.
         hub
             Folder for such tracks that UCSC draws as a logo.
-        options
-            See :class:`EverySnvScoring`.
         """
         tracks = {"bigwig": bigwig, "hub": hub}
         made = score_all(self, _path(genome), out, regions=regions, **tracks, **options)
@@ -300,12 +291,8 @@ class Model(Loaded):
         ----------
         region
             Region string, 1-based inclusive, or an interval.
-        genome
-            The genome.
         out
             ``.tsv`` or ``.parquet``.
-        options
-            See :class:`VariantScoring`.
         """
         given = _checked(options, out)
         if out is None:
@@ -344,8 +331,6 @@ class Model(Loaded):
             Genome of the intervals or variants of a BED or VCF file.
         out
             ``.npy``, ``.npz``, ``.zarr``, ``.h5ad`` or ``.parquet``.
-        options
-            See :class:`EmbedOptions`.
         """
         given = _checked(options, out)
         if out is not None:
@@ -383,8 +368,6 @@ class Model(Loaded):
             Genome of the intervals or variants of a BED or VCF file.
         out
             ``.tsv``, ``.parquet``, ...
-        options
-            See :class:`PredictOptions`.
         """
         given = _checked(options, out)
         if out is not None:
@@ -453,8 +436,6 @@ class Model(Loaded):
             Genome of the intervals or variants of a BED or VCF file.
         out
             ``.npz`` or ``.parquet``.
-        options
-            See :class:`AttributeOptions`.
         """
         given = _checked(options, out)
         if out is not None:
@@ -480,8 +461,6 @@ class Model(Loaded):
             File or sequences (:data:`Sequences`), and the genome of a BED file.
         at
             First base of the motif (0-based), or several, each tried alone; the middle when None.
-        options
-            See :class:`EffectOptions`.
         """
         return marginalize(self, motif, _codes(backgrounds, genome), at, **options)
 
@@ -504,8 +483,6 @@ class Model(Loaded):
             File or sequences (:data:`Sequences`), and the genome of a BED file.
         start, end
             The interval, 0-based half-open, in all sequences or in each.
-        options
-            See :class:`EffectOptions`.
         """
         return ablate(self, _codes(sequences, genome), start, end, **options)
 
@@ -532,8 +509,6 @@ class Model(Loaded):
             A prompt, several, or (with ``out=``) a FASTA file of them.
         out
             FASTA file.
-        options
-            See :class:`GenerationOptions`.
         """
         own, run = split_options(_checked(options, out), GenerationOptions)
         settings = GenerateOptions(**own)
