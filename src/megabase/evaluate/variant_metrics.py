@@ -79,7 +79,9 @@ def measure_variants(
 
     def parts(code: _Ints) -> list[_Part]:
         split = [known[code[known] == number] for number in np.unique(code[known])]
-        return [_Part.of(rows, score, label) for rows in split]
+        # One without both labels has no value in any resample.
+        both = [rows for rows in split if label[rows].any() and not label[rows].all()]
+        return [_Part.of(rows, score, label) for rows in both]
 
     chromosomes, whole = parts(chromosome), parts(np.zeros_like(chromosome))
     subsets = parts(subset) if subset is not None else []
