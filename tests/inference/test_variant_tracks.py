@@ -14,6 +14,7 @@ from megabase.api import load
 from megabase.errors import InputError
 from megabase.genome import Genome
 from megabase.inference.ism import ism
+from megabase.inference.variants.random_variants import calibrate_variants
 from megabase.inference.variants.scorer import score_variants
 from megabase.inference.variants.vcf_file import score_variants_file
 from megabase.models.auto import load_model
@@ -140,6 +141,18 @@ def test_a_vcf_has_a_key_for_each_track(folder: Path, letters: str) -> None:
     assert found.scores["track_delta_up"][0, "ACGT".index(alt)] == pytest.approx(
         table["track_delta_up"][0], rel=1e-3
     )
+
+
+def test_random_variants_calibrate_each_track(folder: Path) -> None:
+    model, one = folder / "mse-False", (["chr1:201:N>C", "chr1:101:A>C"], folder / "g.mb")
+    options: dict[str, Any] = {"window": WINDOW, "methods": ["track_delta"]}
+    file = calibrate_variants(
+        model, folder / "g.mb", folder / "c.npz", count=300, workers=1, **options
+    )
+    found = score_variants(model, *one, calibration=file, **options).table
+    named = [f"track_delta_{t}{end}" for end in ("_z", "_percentile") for t in ("up", "Down")]
+    assert {"track_delta_up", "track_delta_Down", *named} <= set(found.columns)
+    assert np.load(file)["methods"].tolist() == ["track_delta_up", "track_delta_Down"]
 
 
 def test_methods_and_models_have_to_fit(folder: Path) -> None:

@@ -15,9 +15,10 @@ import yaml
 
 from megabase.data.augment import codes_to_ids
 from megabase.errors import MegabaseError
-from megabase.genome import Genome
+from megabase.genome import Genome, decode
 from megabase.inference.prediction import predict
 from megabase.inference.prediction_track import TrackOptions, predict_track
+from megabase.inference.variants.scorer import score_variants
 from megabase.models.auto import load_model
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
 from megabase.tasks.config import FinetuneConfig, GenomeConfig, TableConfig, to_yaml
@@ -159,6 +160,19 @@ def test_predictions_are_those_of_the_model_base_for_base(folder: Path, learned:
     with pyBigWig.open(str(alone)) as file:
         row = predict(str(learned), [store.view("chr3")[:LENGTH]]).values[0, 1]
         assert row == pytest.approx(np.mean(file.values("chr3", 0, LENGTH)), rel=1e-5)
+
+
+def test_a_variant_changes_the_track_as_the_signal_would_change(
+    folder: Path, learned: Path
+) -> None:
+    bases = decode(Genome(folder / "g.mb").fetch("chr3:1-4096"))
+    weak = [position for position in range(600, 3600, 37) if bases[position] in "AT"]
+    variants = [f"chr3:{position + 1}:{bases[position]}>G" for position in weak]
+    found = score_variants(learned, variants, folder / "g.mb", window=LENGTH).table
+    # A base more of G or C is in 16 windows of 16 bases: 16 times 10 / 16 more of the signal.
+    assert found["track_delta_gc"].to_numpy().mean() == pytest.approx(10, rel=0.25)
+    assert (found["track_lfc_gc"].to_numpy() > 0).all()
+    assert (found["track_delta_at"].to_numpy() < 0).all()
 
 
 def test_metrics_are_also_by_chromosome(folder: Path) -> None:

@@ -186,8 +186,10 @@ class Calibration:
             )  # fmt: skip
 
     @classmethod
-    def of(cls, given: str | Path, model: Loaded, options: VariantOptions) -> Calibration:
-        """Read a file, or for ``model`` the one beside it, made as `options` score.
+    def of(
+        cls, given: str | Path, model: Loaded, options: VariantOptions, names: Sequence[str]
+    ) -> Calibration:
+        """Read a file, or for ``model`` the one beside it, made as `options` score by `names`.
 
         InputError for one of another model, window, strand or placement, or without a method.
         """
@@ -208,7 +210,7 @@ class Calibration:
         ]
         if made.model_sha256 != model.digest:
             wrong.insert(0, f"model {made.model} ({made.model_sha256[:8]}), not {model.name}")
-        if lacks := [name for name in options.methods or () if name not in found.methods]:
+        if lacks := [name for name in names if name not in found.methods]:
             wrong.append(f"methods {', '.join(found.methods)}, without {', '.join(lacks)}")
         if wrong:
             raise InputError(

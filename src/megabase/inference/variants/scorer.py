@@ -174,7 +174,9 @@ class VariantScorer:
             }
         self.names, self.methods = list(asked), list(asked.values())
         given = self.options.calibration
-        self.calibration = None if given is None else Calibration.of(given, model, self.options)
+        self.calibration = None
+        if given is not None:
+            self.calibration = Calibration.of(given, model, self.options, self.names)
         self.columns = columns(self.names, given is not None)
         """Names of the values of an allele."""
 
