@@ -88,6 +88,7 @@ TRUTH = """
 67    2 -    frameshift_variant,stop_lost                                     p.Ter10fs
 66    1 -    frameshift_variant                                               p.Ter10fs
 68    4 -    stop_lost,3_prime_UTR_variant                                    p.Ter10extTer?
+68    6 -    stop_lost,3_prime_UTR_variant                                    p.Ter10extTer?
 64    3 -    inframe_deletion                                                 p.Gly9del
 70    1 G    3_prime_UTR_variant                                              -
 70    0 G    3_prime_UTR_variant                                              -
