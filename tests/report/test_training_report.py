@@ -216,6 +216,7 @@ def test_line_cut_short_by_a_kill_is_passed_over(run_folder: Path) -> None:
         ("config.yaml", "a: [", r"config\.yaml cannot be read"),
         ("data.json", "{", r"data\.json cannot be read"),
         ("data.json", "[]", "expected a JSON object, found list"),
+        ("data.json", "{}", r"on labeled sequences; .* are in .*result\.json"),
     ],
 )
 def test_broken_run_folders_are_named(

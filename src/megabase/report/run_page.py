@@ -59,6 +59,12 @@ def _read_run(folder: str | Path) -> _RunRecord:
     metrics = reader.metrics()
     if not any(record.get("kind") == "train" for record in metrics):
         raise ReportError(f"{run / 'metrics.jsonl'} holds no training step yet")
+    data = reader.record("data.json")
+    if "genome" not in data:
+        raise ReportError(
+            f"{run} is a run on labeled sequences; pages are of pretraining runs, and the numbers "
+            f"of this one are in {run / 'result.json'}"
+        )
     config = reader.config()
     best = reader.checkpoint()
     if best is None:
@@ -66,7 +72,7 @@ def _read_run(folder: str | Path) -> _RunRecord:
     return _RunRecord(
         folder=run,
         config=config,
-        data=reader.record("data.json"),
+        data=data,
         environment=reader.record("environment.json"),
         metrics=tuple(metrics),
         model=read_json(best / "config.json", ReportError),
