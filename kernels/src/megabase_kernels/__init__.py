@@ -29,7 +29,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-INTERFACE = 5
+INTERFACE = 6
 """Number of the functions' arguments and meaning; megabase asks for the one it was written for."""
 
 MAX_TAPS = 8

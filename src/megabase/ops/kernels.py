@@ -15,7 +15,7 @@ from megabase.memory import available_bytes
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
 
-INTERFACE = 5
+INTERFACE = 6
 """Interface of ``megabase-kernels`` that this version calls."""
 
 KEEP_BYTES = 1 << 27
