@@ -150,8 +150,8 @@ def look_up(logits: Tensor, ids: Tensor, over: Literal["bases", "all"] = "bases"
 
 
 def base_logits(logits: Tensor) -> Tensor:
-    """Give the logits of A, C, G, T in float32, (..., 4)."""
-    return logits[..., _FIRST : _LAST + 1].float()
+    """Give the logits of A, C, G, T in float32 at least, (..., 4)."""
+    return logits[..., _FIRST : _LAST + 1].to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _logits(model: nn.Module, ids_BL: Tensor) -> Tensor:

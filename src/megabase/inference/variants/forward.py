@@ -19,8 +19,8 @@ from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
 from megabase.errors import InputError
-from megabase.evaluate.log_probs import predict_tokens
-from megabase.genome.alphabet import BASE_TOKEN_IDS, T
+from megabase.evaluate.log_probs import base_logits, predict_tokens
+from megabase.genome.alphabet import T
 from megabase.inference.variants.methods import Method, Need, Outputs, Pairs
 from megabase.inference.variants.prefix.hyena import HyenaPrefix
 from megabase.inference.variants.prefix.mamba import MambaPrefix
@@ -110,7 +110,8 @@ def _read(
     ids, found = codes_to_ids(codes), Outputs()
     if "log_probs" in needs:
         logits_KB4 = predict_tokens(
-            model.model, ids, "single" if model.masked else "causal", _letters,
+            model.model, ids, "single" if model.masked else "causal",
+            lambda logits, _: base_logits(logits),
             wanted_BL=codes <= T, batch_tokens=batch_tokens,
         )  # fmt: skip
         scores, known = score_letters(logits_KB4, codes), codes <= T
@@ -126,12 +127,6 @@ def _read(
     return found
 
 
-def _letters(logits: Tensor, _: Tensor | None = None) -> Tensor:
-    """Give the logits of A, C, G, T in float32 at least, (..., 4)."""
-    letters = logits[..., BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
-    return letters.to(torch.promote_types(letters.dtype, torch.float32))
-
-
 def _hidden(model: Loaded, windows: Sequence[AlleleWindows]) -> Tensor:
     """Give the log-probabilities of both alleles, all bases hidden, (A, 2); NaN unless as long."""
     found = torch.full((len(windows), 2), torch.nan, dtype=torch.float64)
@@ -144,8 +139,8 @@ def _hidden(model: Loaded, windows: Sequence[AlleleWindows]) -> Tensor:
         at[windows[row].offset : windows[row].offset + windows[row].ref_bases] = True
     expected = predict_tokens(
         model.model, codes_to_ids(codes.to(model.device)), "together",
-        lambda logits, _: _letters(logits).log_softmax(-1), wanted_BL=hidden.to(model.device),
-    ).double().cpu()  # fmt: skip
+        lambda logits, _: base_logits(logits).log_softmax(-1), wanted_BL=hidden.to(model.device),
+    ).cpu().double()  # fmt: skip
     for at, row in enumerate(same):
         one = windows[row]
         site = np.arange(one.offset, one.offset + one.ref_bases)

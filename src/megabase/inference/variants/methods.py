@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +23,13 @@ before the variant too; log-probabilities of hidden alleles; sums of predicted t
 
 
 class Outputs(NamedTuple):
-    """What a model gives for one allele of each variant, as far as it is needed."""
+    """What a model gives for one allele of each variant; None of what is not needed."""
 
-    log_probs: Tensor | None = None
+    log_probs: Any = None
     """Natural log-probabilities of the bases, (A, B), NaN where there is none."""
-    logits: Tensor | None = None
+    logits: Any = None
     """The logits of A, C, G, T behind them, (A, B, 4)."""
-    states: Tensor | None = None
+    states: Any = None
     """Last hidden states, (A, S, D)."""
 
 
@@ -41,14 +41,22 @@ class Pairs:
     begins: Sequence[int]
     ref: Outputs
     alt: Outputs
-    masked: Tensor | None = None
+    masked: Any = None
     """Log-probabilities of the alleles REF and ALT, all their bases hidden at once, (A, 2)."""
     shared: tuple[Tensor, Tensor] | None = None
     """Sum (A, D) and sum of squares (A,) of the states before `begins`, alike for both alleles."""
 
     def __post_init__(self) -> None:
         given = (self.alt.log_probs, self.alt.states, self.masked)
-        self.device = next(one.device for one in given if one is not None)
+        device = next(one.device for one in given if one is not None)
+        # Sums are in double precision, which mps lacks.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        if device != self.device:
+            self.ref, self.alt = (
+                Outputs(*(None if x is None else x.to(self.device) for x in one))
+                for one in (self.ref, self.alt)
+            )
+            self.shared = self.shared and (self.shared[0].cpu(), self.shared[1].cpu())
         rows = zip(self.windows, self.begins, strict=True)
         places = [(w.offset - b, w.ref_bases, w.alt_bases, w.stop - b) for w, b in rows]
         columns = torch.tensor(places, device=self.device).t()[..., None]
@@ -61,7 +69,6 @@ class Pairs:
 
     def total(self, of: Outputs, low_A1: Tensor | int, count_A1: Tensor, known: bool) -> Tensor:
         """Sum log-probabilities in double precision, (A,); only those there are if `known`."""
-        assert of.log_probs is not None
         at = torch.arange(of.log_probs.shape[1], device=self.device)
         inside = (at >= low_A1) & (at < low_A1 + count_A1)
         if known:
@@ -92,23 +99,17 @@ class Pairs:
 
     def pooled(self) -> tuple[Tensor, Tensor]:
         """Give the mean states of both windows, (A, D), in double precision."""
-        assert self.ref.states is not None
-        assert self.alt.states is not None
         at = torch.arange(self.alt.states.shape[1], device=self.device)
         outside = (at >= self.stop_A1)[..., None]
         ref_AD, alt_AD = (
             x.masked_fill(outside, 0).sum(1) for x in (self.ref.states, self.alt.states)
         )
-        count = self.stop_A1 + torch.tensor(self.begins, device=self.device)[:, None]
-        sums = (ref_AD, alt_AD)
-        if self.shared is not None:
-            sums = (self.shared[0] + ref_AD, self.shared[0] + alt_AD)
-        return sums[0].double() / count, sums[1].double() / count
+        count_A1 = self.stop_A1 + torch.tensor(self.begins, device=self.device)[:, None]
+        before = 0 if self.shared is None else self.shared[0]
+        return (before + ref_AD).double() / count_A1, (before + alt_AD).double() / count_A1
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """Give the sums of squares of the paired states of REF, of ALT, of their differences."""
-        assert self.ref.states is not None
-        assert self.alt.states is not None
         ref, alt, lead, behind = self.aligned(self.ref.states, self.alt.states)
         outside = ~(lead | behind)[..., None]
         ref, alt = (x.double().masked_fill(outside, 0).flatten(1) for x in (ref, alt))
@@ -156,8 +157,7 @@ def _llr_site(pairs: Pairs) -> Tensor:
 
 def _masked(pairs: Pairs) -> Tensor:
     """Compare the probabilities of the hidden alleles; NaN for insertions and deletions."""
-    assert pairs.masked is not None
-    return pairs.masked[:, 1] - pairs.masked[:, 0]
+    return (pairs.masked[:, 1] - pairs.masked[:, 0]).to(pairs.device)
 
 
 def _cosine(pairs: Pairs) -> Tensor:
@@ -188,10 +188,6 @@ def _cosine_flat(pairs: Pairs) -> Tensor:
 
 def _jsd(pairs: Pairs) -> Tensor:
     """Give the mean divergence of what is expected of each base behind the variant."""
-    assert pairs.ref.logits is not None
-    assert pairs.alt.logits is not None
-    assert pairs.ref.log_probs is not None
-    assert pairs.alt.log_probs is not None
     known = pairs.aligned(pairs.ref.log_probs, pairs.alt.log_probs)[0].isfinite()
     ref, alt, _, behind = pairs.aligned(pairs.ref.logits, pairs.alt.logits)
     p, q = (x.double().log_softmax(-1) for x in (ref, alt))

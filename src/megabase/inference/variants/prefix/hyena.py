@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from megabase.genome.alphabet import BASE_TOKEN_IDS, T
-from megabase.inference.variants.methods import Need
+from megabase.inference.variants.methods import Need, Outputs
 from megabase.inference.variants.prefix.layers import PrefixLayers
-from megabase.inference.variants.prefix.passes import Codes, Letters, Part, Prefix, cut
+from megabase.inference.variants.prefix.passes import Codes, Part, Prefix, cut, is_plain
 from megabase.inference.variants.windows import AlleleWindows
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
@@ -62,14 +62,10 @@ class HyenaPrefix(Prefix):
         """Whether a model is a stack of causal Hyena operators of order 2 with a linear head."""
         base: Any = getattr(model, "base_model", None)
         backbone = getattr(base, "backbone", None)
-        head = getattr(model, "lm_head", None)
-        if not isinstance(backbone, Backbone) or not isinstance(head, nn.Linear):
+        head: Any = getattr(model, "lm_head", None)
+        if not isinstance(backbone, Backbone) or not is_plain(head):
             return False
-        if (
-            head.bias is not None
-            or not bare(head)
-            or head.weight.dtype not in (torch.float32, torch.float64)
-        ):
+        if head.weight.dtype not in (torch.float32, torch.float64):
             return False
         return backbone.embeddings.position_embeddings is None and all(
             isinstance(block, Block)
@@ -93,7 +89,7 @@ class HyenaPrefix(Prefix):
 
     def letters(
         self, x_ASD: Tensor, codes_AB: Codes, before_A4: Tensor | None, start: int = 0
-    ) -> Letters:
+    ) -> Outputs:
         """Score bases with a kernel where there is one; `x_ASD` is the running sum."""
         norm = self.backbone.ln_f
         if "states" not in self.needs and bare(norm):
@@ -105,7 +101,7 @@ class HyenaPrefix(Prefix):
                 scores, logits = found
                 if before_A4 is not None and "logits" in self.needs:
                     logits = torch.cat((before_A4[:, None], logits), dim=1)
-                return Letters(scores, logits, None)
+                return Outputs(scores, logits, None)
         return super().letters(norm(x_ASD), codes_AB, before_A4, start)
 
     def read_ref(self, codes_RW: Codes, positions: int, parts: Sequence[Part]) -> Tensor:

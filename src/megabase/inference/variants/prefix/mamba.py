@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from megabase.inference.variants.methods import Need
-from megabase.inference.variants.prefix.passes import Codes, Part, Prefix
+from megabase.inference.variants.prefix.passes import Codes, Part, Prefix, is_plain
 from megabase.layers.mamba import MambaState
 from megabase.models.loading import Loaded
 from megabase.models.mamba import MambaForCausalLM
@@ -35,8 +35,7 @@ class MambaPrefix(Prefix):
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Whether a model is a causal Mamba with a linear head."""
-        head = getattr(model, "lm_head", None)
-        return isinstance(model, MambaForCausalLM) and isinstance(head, nn.Linear)
+        return isinstance(model, MambaForCausalLM) and is_plain(model.lm_head)
 
     def read_ref(self, codes_RW: Codes, positions: int, parts: Sequence[Part]) -> Tensor:
         """Read REF; see :meth:`Prefix.read_ref`."""

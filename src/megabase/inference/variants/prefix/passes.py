@@ -7,17 +7,18 @@ that is the first that differs or stands before it, P positions, S positions fro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS, T
 from megabase.inference.variants.methods import Need, Outputs, Pairs
 from megabase.inference.variants.windows import AlleleWindows
+from megabase.layers.linear import bare
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded
 
@@ -44,22 +45,8 @@ class Part(NamedTuple):
     """What :meth:`Prefix.changed` gives."""
 
 
-class Letters(NamedTuple):
-    """What :meth:`Prefix.letters` gives."""
-
-    scores: Tensor
-    """Natural log-probabilities of the bases, (A, B), NaN where there is none."""
-    logits: Tensor
-    """The logits of A, C, G, T that predict them, (A, B, 4); without `before` where not needed."""
-    states: Tensor | None
-    """Last hidden states, (A, S, D), where they are needed."""
-
-
 class Prefix:
-    """Passes over REF whole and over ALT from the variant on, with what ALT needs of REF.
-
-    A kind of model gives :meth:`read_ref` and :meth:`read_alt`.
-    """
+    """Passes over REF whole and over ALT from the variant on; kinds of models say how."""
 
     least = 1
     """Bases that have to stand before a variant."""
@@ -89,10 +76,10 @@ class Prefix:
 
     def letters(
         self, x_ASD: Tensor, codes_AB: Codes, before_A4: Tensor | None, start: int = 0
-    ) -> Letters:
+    ) -> Outputs:
         """Score the bases that follow the positions from `start` on.
 
-        The first of them is predicted by `before_A4`, if that is given.
+        The first of them is predicted by `before_A4`, if that is given. States are of `x_ASD`.
         """
         weight_4D = self.model.lm_head.weight[BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
         logits_AB4 = x_ASD[:, start:] @ weight_4D.t()
@@ -100,7 +87,8 @@ class Prefix:
             logits_AB4 = torch.cat((before_A4[:, None], logits_AB4), dim=1)
         codes = torch.from_numpy(np.ascontiguousarray(codes_AB)).to(self.device)
         logits_AB4 = logits_AB4[:, : codes.shape[1]]
-        return Letters(score_letters(logits_AB4, codes), logits_AB4, x_ASD)
+        states = x_ASD if "states" in self.needs else None
+        return Outputs(score_letters(logits_AB4, codes), logits_AB4, states)
 
     def ids(self, codes: Codes) -> Tensor:
         """Token ids on the device of the model."""
@@ -160,23 +148,19 @@ class Prefix:
             before_A4 = cut(ref.logits, part.rows, ats, 1)[:, 0]
             alt = self.letters(self.read_alt(part), codes_AB, before_A4)
             self._check(alt, codes_AB, [one.name for one in part.windows])
-            scores = [Outputs(cut(ref.scores, part.rows, ats, bases)), Outputs(alt.scores)]
+            own, shared = Outputs(cut(ref.log_probs, part.rows, ats, bases)), None
             if "logits" in self.needs:
-                logits = (cut(ref.logits, part.rows, ats, bases), alt.logits)
-                scores = [o._replace(logits=x) for o, x in zip(scores, logits, strict=True)]
-            shared = None
-            if "states" in self.needs:
-                assert ref.states is not None
-                own = cut(ref.states, part.rows, [b - self.start for b in begins], length)
-                pairs = zip(scores, (own, alt.states), strict=True)
-                scores = [o._replace(states=x) for o, x in pairs]
-                if whole:
-                    heads = [ref.states[row, :b] for row, b in zip(part.rows, begins, strict=True)]
-                    shared = (
-                        torch.stack([x.sum(0) for x in heads]),
-                        torch.stack([x.double().square().sum() for x in heads]),
-                    )
-            yield part.numbers, Pairs(part.windows, begins, *scores, shared=shared)
+                own = own._replace(logits=cut(ref.logits, part.rows, ats, bases))
+            if ref.states is not None:
+                places = [begin - self.start for begin in begins]
+                own = own._replace(states=cut(ref.states, part.rows, places, length))
+            if ref.states is not None and whole:
+                heads = [ref.states[row, :b] for row, b in zip(part.rows, begins, strict=True)]
+                shared = (
+                    torch.stack([x.sum(0) for x in heads]),
+                    torch.stack([x.square().sum() for x in heads]),
+                )
+            yield part.numbers, Pairs(part.windows, begins, own, alt, shared=shared)
 
     def _parts(
         self, windows: Sequence[AlleleWindows], members: list[list[int]], positions: int
@@ -205,10 +189,12 @@ class Prefix:
                 yield Part(numbers, own, rows, begins, length, changed)
                 low = high
 
-    def _check(self, found: Letters, codes: Codes, names: list[str]) -> None:
+    def _check(self, found: Outputs, codes: Codes, names: list[str]) -> None:
         """Refuse log-probabilities of bases that are not finite."""
         known = torch.from_numpy(codes <= T).to(self.device)
-        require_finite(found.scores, self.name, "log-probabilities", lambda row: names[row], known)
+        require_finite(
+            found.log_probs, self.name, "log-probabilities", lambda row: names[row], known
+        )
 
 
 def cut(x: Tensor, rows: list[int], lows: list[int], length: int, axis: int = 1) -> Tensor:
@@ -218,6 +204,11 @@ def cut(x: Tensor, rows: list[int], lows: list[int], length: int, axis: int = 1)
     return torch.stack(
         [x[row].narrow(axis - 1, low, length) for row, low in zip(rows, lows, strict=True)]
     )
+
+
+def is_plain(head: Any) -> bool:
+    """Whether a head is no more than its weights."""
+    return isinstance(head, nn.Linear) and head.bias is None and bare(head)
 
 
 def score_letters(logits_AB4: Tensor, codes_AB: Tensor) -> Tensor:
