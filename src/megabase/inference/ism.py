@@ -28,6 +28,7 @@ from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance, refuse_existing
+from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer, load_scored
 from megabase.inference.writers import (
     TABLE_SUFFIXES,
@@ -69,11 +70,13 @@ class Mutagenesis:
         return f"Mutagenesis({self.interval}, {', '.join(self.scores)})"
 
     def importance(self, method: str) -> NDArray[np.float32]:
-        """Give each base the negated mean of its three substitutions' scores.
+        """Give each base the mean score of its substitutions, turned so that high is damage.
 
-        High where the model objects to every change; NaN where a substitution has no score.
+        NaN where a substitution has no score.
         """
-        return -self.scores[method].sum(1) / np.float32(3)
+        names = (name for name in METHODS if f"{method}_".startswith(f"{name}_"))  # of a track too
+        sign = METHODS[max(names, key=len)].damaging
+        return sign * self.scores[method].sum(1) / np.float32(3)
 
 
 def ism(

@@ -43,6 +43,7 @@ from megabase.models.loading import Loaded, load
 
 _Values = NDArray[np.float64]
 _INSTRUCTIONS = "name a table of labeled variants, or a folder of them (docs/variants.md)"
+"""Said where there are no data."""
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".vcf", ".bcf")
 """Endings of tables, compression left out."""
 _TRANSITIONS = ("AG", "GA", "CT", "TC")

@@ -207,7 +207,9 @@ def _track_lfc(ref: Tensor, alt: Tensor) -> Tensor:
 
 
 _LIKELIHOODS: frozenset[Need] = frozenset({"log_probs"})
+"""What a comparison of likelihoods reads."""
 _STATES: frozenset[Need] = frozenset({"states", "whole"})
+"""What a comparison of means over the window reads."""
 METHODS: dict[str, Method] = {
     "llr_window": Method(_llr_window, _LIKELIHOODS, -1,
         "log-likelihood of the window with ALT minus that with REF (natural log)"),
