@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -342,7 +342,9 @@ def _scan(rows: _Rows) -> None:
         given[2] = -given[2].abs()
         given = [t.requires_grad_() for t in given]
         if rows.side == "published":
-            from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+            from mamba_ssm.ops.selective_scan_interface import (  # pyright: ignore[reportMissingImports]
+                selective_scan_fn,
+            )
 
             def scan() -> Tensor:
                 u, delta, a, b_, c, skip = given
@@ -369,11 +371,11 @@ def _pretrain(rows: _Rows) -> None:
             fasta = made_up_fasta(Path(folder) / "g.fa", 40_000 if rows.small else 8_000_000)
             done = mb.pretrain(mb.PretrainConfig(
                 output=f"{folder}/run", steps=3 if rows.small else 40, log_every=1,
-                data=mb.DataConfig(genome=str(fasta), validation=("chr1:1-8000",)),
+                data=mb.DataConfig(genome=str(fasta), validation=["chr1:1-8000"]),
                 model=mb.ModelConfig(d_model=16 if rows.small else _WIDTH, n_layer=_LAYERS),
                 stages=(mb.Stage(length=length, micro_batch=batch),), global_batch=batch,
                 devices=mb.DeviceConfig(accelerator=rows.device.type, devices=1),
-                precision=precision,
+                precision=cast("Any", precision),
             ))  # fmt: skip
             lines = (done.folder / "metrics.jsonl").read_text().splitlines()
         found = [r["tokens_per_second"] for r in map(json.loads, lines) if r["kind"] == "train"]

@@ -187,7 +187,7 @@ def _case(store: Path, config: VariantsConfig, window: int, placement: Placement
             [one.named("", config.horizon) for one in both if isinstance(one, AlleleWindows)]
         )
     seconds: dict[str, list[float]] = {"plain": [], "forward": [], "variants": []}
-    worst = 0.0
+    worst, found = 0.0, []
     context = multiprocessing.get_context("spawn")
     with context.Pool(cores, _start, (store, config, window, placement)) as pool:
         tasks = [(process, config.horizon) for process in range(cores)]

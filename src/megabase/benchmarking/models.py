@@ -47,6 +47,7 @@ def open_entry(entry: ModelEntry, kinds: Sequence[str]) -> Any:
     if unknown:
         raise InputError(f"{entry.name}: no model is trained, so {unknown[0]} has no meaning")
     torch.manual_seed(0)
+    folder = None
     if "model" in start:
         folder = None if start["model"] == "default" else start["model"]
         settings = load_config(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -479,7 +479,7 @@ def label_windows(
         values,
         offsets,
         np.concatenate(labels),
-        source.kind,
+        cast("Any", source.kind),
         source.classes,
         text,
         np.arange(len(codes), dtype=np.int64),

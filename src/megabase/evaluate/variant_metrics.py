@@ -7,7 +7,7 @@ scikit-learn does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,7 @@ class _Part(NamedTuple):
         return metric(no, yes) if no.any() and yes.any() else math.nan
 
 
-def numbered(names: Sequence[str]) -> _Ints:
+def numbered(names: Iterable[str]) -> _Ints:
     """Give each name the number of its place among the distinct ones."""
     return np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
@@ -96,11 +96,11 @@ def measure_variants(
             seen = ~np.isnan(values)
             return float((values * rows)[seen].sum() / rows[seen].sum()) if seen.any() else math.nan
 
-        count = by_group @ pairs
+        count = float(by_group @ pairs)
         return [
             mean(chromosomes, auprc_of_counts, True), mean(whole, auprc_of_counts),
             mean(whole, auroc_of_counts), mean(subsets, auprc_of_counts),
-            mean(subsets, auroc_of_counts), by_group @ wins / count if count else math.nan,
+            mean(subsets, auroc_of_counts), float(by_group @ wins) / count if count else math.nan,
         ]  # fmt: skip
 
     size, rng = int(group.max()) + 1, np.random.default_rng(0)

@@ -435,7 +435,7 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
     owners: dict[str, dict[str, Any]] = {}
     parts: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for values in frame.select(columns).iter_rows():
-        row = dict(zip(columns, values, strict=True))
+        row: dict[str, Any] = dict(zip(columns, values, strict=True))
         if row["type"] not in _PARTS:
             key = row["ID"] or (row["transcript_id"] if row["type"] == "transcript" else None)
             if key:

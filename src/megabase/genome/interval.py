@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -60,7 +60,7 @@ def contig_aliases(name: str) -> tuple[str, ...]:
     return (f"chr{name}",)
 
 
-def shared_ends(ref: Sequence[object], alt: Sequence[object]) -> tuple[int, int]:
+def shared_ends(ref: Any, alt: Any) -> tuple[int, int]:
     """Count what two alleles share at the front, and then of the rest at the back."""
     shared, front, back = min(len(ref), len(alt)), 0, 0
     while front < shared and ref[front] == alt[front]:

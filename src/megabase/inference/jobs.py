@@ -79,8 +79,8 @@ class _Share:
 
     def has(self, number: int) -> bool:
         """Whether a chunk is for this process."""
-        mine = number % self.shard.count == self.shard.index
-        return mine and number // self.shard.count % self.world == self.rank
+        mine = number % self.shard.out_of == self.shard.number
+        return mine and number // self.shard.out_of % self.world == self.rank
 
 
 def _require_known(options: Mapping[str, Any], kind: Any) -> None:
@@ -154,7 +154,7 @@ def map_file(
             if aside and share.device not in (None, "cpu"):
                 ready = work.make(device=share.device)
             chunks = _work(work, folder, share, ready, progress)
-        if share.shard.count > 1:
+        if share.shard.out_of > 1:
             folder.finish_shard(share.shard, chunks)
             return folder.path
         if progress is not None:

@@ -90,11 +90,11 @@ class Provenance:
 
 
 class Shard(NamedTuple):
-    """A share of the chunks of a run: those whose number modulo `count` is `index`."""
+    """A share of the chunks of a run: those whose number modulo `out_of` is `number`."""
 
-    index: int = 0
+    number: int = 0
     """0-based, unlike in text."""
-    count: int = 1
+    out_of: int = 1
 
     @classmethod
     def parse(cls, text: str | None) -> Shard:
@@ -108,14 +108,14 @@ class Shard(NamedTuple):
 
     def folder(self, target: Path) -> Path | None:
         """Folder of the parts of an output; None for the whole."""
-        if self.count == 1:
+        if self.out_of == 1:
             return None
         if is_stream(target):
             raise InputError(
                 f"{target}: a shard needs a file as output, beside which its parts lie"
             )
         place = real_place(target)
-        return place.with_name(f"{place.name}.shard-{self.index + 1}-of-{self.count}")
+        return place.with_name(f"{place.name}.shard-{self.number + 1}-of-{self.out_of}")
 
 
 _WHOLE = Shard()  # all chunks: what is merged at once

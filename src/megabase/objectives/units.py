@@ -109,7 +109,7 @@ class Units(Settings):
         The number of a sum is shared out over the bases of the bin; the last bin may be cut short.
         """
         starts = np.arange(0, len(outputs), self.bin)
-        counts = np.diff([*starts, len(outputs)])
+        counts = np.diff(np.append(starts, len(outputs)))
         pooled = np.add.reduceat(outputs.astype(np.float64), starts) / counts[:, None]
         values = self.values(torch.from_numpy(pooled)).numpy()
         values = values / self.bin if self.statistic == "sum" else values

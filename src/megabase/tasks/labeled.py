@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -243,7 +243,7 @@ class LabeledRun:
             return EvalSet(objective=objective, metrics=measure, **common)
         if label_tokens is None:
             return EvalSet(
-                objective=SequenceLabels(split.kind, double_sigmoid=double_sigmoid),
+                objective=SequenceLabels(cast("Any", split.kind), double_sigmoid=double_sigmoid),
                 metrics=lambda outputs: metrics.measure(names, split.kind, outputs, split.labels),
                 **common,
             )
@@ -313,7 +313,7 @@ def _objective_of(
     if train.kind == "nucleotides":
         return NucleotideLabels(class_weights=weights, label_smoothing=smoothing)
     return SequenceLabels(
-        train.kind, class_weights=weights, label_smoothing=smoothing,
+        cast("Any", train.kind), class_weights=weights, label_smoothing=smoothing,
         double_sigmoid=double_sigmoid, units=units,
     )  # fmt: skip
 
@@ -366,7 +366,7 @@ def measure_splits(
         said = NucleotidePredictions(split, left=padding == "left") if wanted else None
         windows = replace(windows, on_batch=said)
         if windows.metrics is not None and getattr(windows.objective, "units", None) is not None:
-            windows = replace(windows, metrics=partial(windows.metrics, detail=True))
+            windows = replace(windows, metrics=partial(cast("Any", windows.metrics), detail=True))
         scored = evaluate(model, windows, plan.settings.eval_batch or 1, done.fabric)
         if said is not None:
             said.write(done.run / "predictions.parquet")

@@ -155,6 +155,9 @@ def _named(
     sure, names = q <= NAMED, np.array([*motifs], dtype=object)
     return table.with_columns(
         strand=pl.Series(np.where(sure, np.where(other == 1, "-", "+"), ".")),
-        motif=pl.Series(np.where(sure, names[which], None).tolist(), dtype=pl.String),
+        motif=pl.Series(
+            [name if known else None for name, known in zip(names[which], sure, strict=True)],
+            dtype=pl.String,
+        ),
         motif_p=pl.Series(p), motif_q=pl.Series(q),
     )  # fmt: skip

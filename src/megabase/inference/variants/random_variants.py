@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 import polars as pl
@@ -67,12 +67,13 @@ def calibrate_variants(
         raise InputError(f"count and others are numbers of variants, found {draws}")
     if output is None:
         in_memory = isinstance(model, Loaded) or hasattr(model, "forward")
-        folder = getattr(model, "folder", None) if in_memory else open_model(model)[0]
+        folder = getattr(model, "folder", None) if in_memory else open_model(cast("str", model))[0]
         if folder is None or _PACKAGE in folder.resolve().parents:
             raise InputError("the model is not a folder of yours to keep a calibration in; "
                 "name a file with -o, output=")  # fmt: skip
-        output = folder / CALIBRATION_FILE
+        output = Path(folder) / CALIBRATION_FILE
     require_suffix(output, (".npz",))
+    target = output
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths)
 
@@ -83,7 +84,7 @@ def calibrate_variants(
             _rows, partial(VariantScorer.load, model, store.path, VariantOptions(**own)),
             partial(random_records, store.path, kept, **draws),
         )  # fmt: skip
-        return map_file(work, output, describe, _merge, **run)
+        return map_file(work, target, describe, _merge, **run)
 
 
 def random_records(
@@ -99,7 +100,7 @@ def random_records(
     contig, position = _draw_bases(store, regions, len(kind), rng)
     order = np.lexsort((kind, position, contig))
     drawn = zip(*(one[order].tolist() for one in (contig, position, kind)), strict=True)
-    records = (_record(store, *one, number, rng) for number, one in enumerate(drawn, start=1))
+    records = (_record(store, c, p, k, number, rng) for number, (c, p, k) in enumerate(drawn, 1))
     while chunk := list(islice(records, _CHUNK)):
         yield chunk
 
@@ -120,7 +121,7 @@ def _draw_bases(
             known[own] = store.view(int(index))[place[1, own]] & np.uint8(BASE_BITS) <= T
         found = np.concatenate((found, place[:, known]), axis=1)
         if found.shape[1] >= count:
-            return found[:, :count]
+            return found[:, :count].astype(np.int64, copy=False)
     raise InputError(f"genome {store.name!r} has no base A, C, G or T in these regions to draw")
 
 

@@ -32,7 +32,7 @@ from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.genome.alphabet import BASE_BITS, N, T, reverse_complement
 from megabase.genome.files import is_stream
 from megabase.genome.interval import Interval, one_based
-from megabase.genome.left_out import LeftOut
+from megabase.genome.left_out import LeftOut, Reason
 from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
@@ -275,7 +275,11 @@ def _survey(ready: SnvScorer, genome: Path, chunks: Iterator[list[Interval]]) ->
     used, left_out = 0, LeftOut(genome, "position")
     for part in (part for chunk in chunks for part in chunk):
         ref, read = ready.bases(part)
-        for reason, which in (("REF_NOT_BASES", ref > T), ("NO_BASE_BEFORE", (ref <= T) & ~read)):
+        found: tuple[tuple[Reason, NDArray[np.bool_]], ...] = (
+            ("REF_NOT_BASES", ref > T),
+            ("NO_BASE_BEFORE", (ref <= T) & ~read),
+        )
+        for reason, which in found:
             if which.any():
                 first = one_based(part.start + int(which.argmax()))
                 text = f"{part.contig}:{first:,}"
