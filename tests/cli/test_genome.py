@@ -163,7 +163,7 @@ def test_termination_leaves_nothing(tmp_path: Path) -> None:
             writer.write(b">a\n" + b"ACGT" * (1 << 20))
             writer.flush()
             waited = 0
-            while not list(tmp_path.glob(".g.*.tmp")) and waited < 600:
+            while not list(tmp_path.glob(".*.tmp.g*")) and waited < 600:
                 time.sleep(0.05)
                 waited += 1
             child.send_signal(signal.SIGTERM)
