@@ -251,7 +251,7 @@ def test_command_and_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ([str(folder / "two"), *named[:-1], "model"], "has no variants.calibration.npz"),
         (["default", "--calibrate", str(folder / "toy.mb")], "not a folder of yours"),
         ([*where, "--prefix", "X"], "--prefix is not for --calibrate"),
-        ([str(folder / "one"), str(vcf)], "missing: genome"),
+        ([str(folder / "one"), str(vcf)], "GENOME and --output are missing"),
     ):
         place = (
             [] if "--calibrate" in changed or len(changed) == 2 else ["-o", str(folder / "n.vcf")]
