@@ -300,7 +300,7 @@ def sweep(
             kept = None
             if one.resume:
                 data = partial(data_of, one)
-                kept = RunFolder(Path(one.output)).finished_result(to_yaml(one), data)
+                kept = RunFolder(Path(one.output)).finished_result(to_yaml(one), data, one)
             result = verb(one, **shown) if kept is None else RunResult(**kept)
             if result is None:
                 continue

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,15 +152,15 @@ class RunFolder:
             )
 
     def finished_result(
-        self, resolved: str, data: Callable[[], Mapping[str, Any]]
+        self, resolved: str, data: Callable[[], Mapping[str, Any]], config: Any = None
     ) -> dict[str, Any] | None:
         """Give ``result.json`` of a run that is complete and was made with these settings.
 
-        `data` gives what the run would record of its inputs now; an error when they are others.
+        `resolved` are those of `config` as YAML. `data` gives what the run would record of its inputs now; an error when they are others.
         """
         file = self.path / "result.json"
         saved = self.path / "config.yaml"
-        if not file.is_file() or _changed_settings(read_text(saved, self.error), resolved):
+        if not file.is_file() or _changed_settings(read_text(saved, self.error), resolved, config):
             return None
         self.refuse_changed(data())
         values = self.record(file.name)
@@ -209,7 +209,7 @@ def check_run(config: RunConfig, resolved: str, *, owned: bool = False) -> list[
     if config.resume:
         if not saved.is_file():
             raise RunError(f"there is no run to resume in {run}: {saved} is missing")
-        changes = _changed_settings(read_text(saved, RunError), resolved)
+        changes = _changed_settings(read_text(saved, RunError), resolved, config)
         fixed = [text for name, text in changes.items() if name.split(".")[0] not in _ANNOUNCED]
         if fixed:
             raise RunError(
@@ -232,15 +232,36 @@ def check_run(config: RunConfig, resolved: str, *, owned: bool = False) -> list[
     return []
 
 
-def _changed_settings(before: str, after: str) -> dict[str, str]:
-    """Compare two saved configurations as :func:`differences` does; free settings are left out."""
+def _changed_settings(before: str, after: str, config: Any = None) -> dict[str, str]:
+    """Compare two saved configurations as :func:`differences` does.
+
+    Free settings are left out, and those that an older version did not have, at their defaults.
+    """
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
         for name in RETIRED:
             if name not in new:
                 old.pop(name, None)
         found = differences(old, new)
-    return {name: text for name, text in found.items() if name.split(".")[0] not in _FREE}
+    return {
+        name: text
+        for name, text in found.items()
+        if name.split(".")[0] not in _FREE and not _is_new_default(config, old, name)
+    }
+
+
+def _is_new_default(config: Any, record: Any, name: str) -> bool:
+    """Tell whether a setting is not in the record of an older version and has its default."""
+    for part in name.split("."):
+        known = {field.name: field for field in fields(config)} if is_dataclass(config) else {}
+        if part not in known or not isinstance(record, dict):
+            return False
+        if part not in record:
+            field = known[part]
+            made = field.default_factory is not MISSING
+            return getattr(config, part) == (field.default_factory() if made else field.default)
+        config, record = getattr(config, part), record[part]
+    return False
 
 
 def _start_run(config: RunConfig, resolved: str, data: Mapping[str, Any]) -> None:
