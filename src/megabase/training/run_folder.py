@@ -156,7 +156,8 @@ class RunFolder:
     ) -> dict[str, Any] | None:
         """Give ``result.json`` of a run that is complete and was made with these settings.
 
-        `resolved` are those of `config` as YAML. `data` gives what the run would record of its inputs now; an error when they are others.
+        `resolved` are those of `config` as YAML. `data` gives what the run would record of its
+        inputs now; an error when they are others.
         """
         file = self.path / "result.json"
         saved = self.path / "config.yaml"
@@ -257,9 +258,9 @@ def _is_new_default(config: Any, record: Any, name: str) -> bool:
         if part not in known or not isinstance(record, dict):
             return False
         if part not in record:
-            field = known[part]
-            made = field.default_factory is not MISSING
-            return getattr(config, part) == (field.default_factory() if made else field.default)
+            make = known[part].default_factory
+            default = known[part].default if make is MISSING else make()
+            return getattr(config, part) == default
         config, record = getattr(config, part), record[part]
     return False
 
