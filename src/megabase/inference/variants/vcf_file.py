@@ -142,6 +142,8 @@ def score_variants_file(
         raise InputError(
             f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
         )
+    if table is not None and missing in (None, "leave"):
+        run.setdefault("workers", 1)  # chunks lie among one another: two would unpack all twice
     if table is None and missing is not None:
         raise InputError("missing= is for scores= of a table")
     if table is not None and require_suffix(output, _VCF_SUFFIXES) and settings.calibration:
