@@ -77,7 +77,7 @@ def _tensorboard(run: Path, first: int) -> Iterator[Listener]:
 
 @contextmanager
 def _wandb(run: Path, first: int) -> Iterator[Listener]:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     known = run / "wandb" / "id"
     known.parent.mkdir(exist_ok=True)
