@@ -143,8 +143,9 @@ def map_file(
     count = _worker_count(device) if workers is None else workers
     # Where others compute, the model of this process only tells its name and digest.
     aside = count > 1
-    ready = work.make(device=None if aside else share.device)
-    provenance = describe(ready)
+    with threads(share.threads):  # as in the processes: what is made here may depend on them
+        ready = work.make(device=None if aside else share.device)
+        provenance = describe(ready)
     with _begun(work, output, provenance, running) as folder:
         if count > 1:  # loading a model in a process takes seconds: not for a few items
             count = max(1, min(count, len(list(itertools.islice(work.chunks(), count)))))
