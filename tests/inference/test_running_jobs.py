@@ -104,8 +104,8 @@ def test_shards_are_merged_to_the_bytes_of_one_run(tmp_path: Path) -> None:
         assert folder == tmp_path / f"out.tsv.shard-{number}-of-3"
         computed.append(ready.computed)
     assert computed == [[0, 9], [3], [6]]
-    folders = sorted(tmp_path.glob("out.tsv.shard-*"))
-    gather_shards(folders[::-1], target)
+    folders = sorted(map(str, tmp_path.glob("out.tsv.shard-*")))
+    gather_shards(folders[::-1], str(target))
     again = Squares()
     assert run(again, target, workers=1, resume=True).read_bytes() == whole
     assert again.computed == []
@@ -136,11 +136,25 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     (folder / "part-00000000.parquet").unlink()
     with pytest.raises(OutputError, match="lacks the part of chunk 0"):
         gather_shards([folder, two], target)
+    with pytest.raises(InputError, match="folders of shards, found none"):
+        gather_shards([], target)
     for wrong in ("0/2", "3/2", "2", "a/b"):
         with pytest.raises(InputError, match="such as 2/3; found"):
             run(Squares(), target, workers=1, shard=wrong)
     assert not target.exists()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_parts_of_another_backend_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out.tsv"
+    monkeypatch.setenv("MEGABASE_BACKEND", "fast")
+    with pytest.raises(KeyboardInterrupt):
+        run(Squares(fail_at=6), target, workers=1)
+    monkeypatch.setenv("MEGABASE_BACKEND", "reference")
+    with pytest.raises(OutputError, match="backend: 'fast' then, 'reference' now"):
+        run(Squares(), target, workers=1, resume=True)
 
 
 @pytest.mark.parametrize("pad", [True, False])

@@ -210,7 +210,7 @@ class PartFolder:
         self._clear()
         self.created = True
         with writing(self.target):
-            write_json(manifest, asdict(provenance))
+            write_json(manifest, _record(provenance))
 
     def _clear(self) -> None:
         """Empty the folder, but for the lock."""
@@ -237,7 +237,7 @@ class PartFolder:
         """Refuse to resume a run that computes something else."""
         from megabase.training.run_folder import differences
 
-        found = list(differences(record, json.loads(provenance.to_json())).values())
+        found = list(differences(record, _record(provenance)).values())
         if found:
             more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
             raise OutputError(
@@ -319,11 +319,23 @@ class PartFolder:
         self._lock.release()
 
 
-def gather_shards(folders: Sequence[Path], target: Path, overwrite: bool = False) -> None:
+def _record(provenance: Provenance) -> dict[str, Any]:
+    """Give what parts have to share: backends round differently, so theirs is in it too."""
+    from megabase.ops import backend
+
+    return {**json.loads(provenance.to_json()), "backend": backend.active()}
+
+
+def gather_shards(
+    shards: Sequence[str | Path], output: str | Path, overwrite: bool = False
+) -> None:
     """Put the parts of all shards of a run into ``TARGET.partial``: resuming the run merges them.
 
     OutputError when a shard is missing, unfinished, given twice, of another run, or lacks a part.
     """
+    folders, target = [Path(shard) for shard in shards], Path(output)
+    if not folders:
+        raise InputError("expected the folders of shards, found none")
     found: dict[int, Path] = {}
     first: dict[str, Any] = {}
     for path in folders:
@@ -352,9 +364,11 @@ def gather_shards(folders: Sequence[Path], target: Path, overwrite: bool = False
     missing = [str(i + 1) for i in range(first.get("count", 0)) if i not in found]
     if missing:
         raise OutputError(f"shard {', '.join(missing)} of {first['count']} is missing")
-    folder = PartFolder.open(target, Provenance(**first["manifest"]), "", overwrite=overwrite)
+    made = {k: v for k, v in first["manifest"].items() if k != "backend"}
+    folder = PartFolder.open(target, Provenance(**made), "", overwrite=overwrite)
     try:
         with writing(target, _ADVICE):
+            write_json(folder.path / _MANIFEST, first["manifest"])
             for path in found.values():
                 for part in path.glob("part-*"):
                     try:

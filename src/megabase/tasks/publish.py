@@ -209,7 +209,8 @@ def _results(run: RunFolder, data: dict[str, Any]) -> Iterator[tuple[Any, str]]:
     if (run.path / "result.json").is_file():
         found = run.record("result.json")
         for split in ("test", "valid"):
-            for metric, value in (found.get(split) or {}).items():
+            known = {k: v for k, v in (found.get(split) or {}).items() if v is not None}
+            for metric, value in known.items():
                 rows = f"{found['rows'][split]:,} rows of {split}"
                 dataset = str(found.get("run", run.path.name))
                 yield of("text-classification", Path(dataset).name, split, metric, value), rows

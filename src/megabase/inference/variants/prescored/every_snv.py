@@ -317,8 +317,8 @@ def score_all(
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
         passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}
-        drawing = SnvScorer.load(model, store.path, settings, **passes)
         with threads(run.get("threads", 1)):  # as in the processes: equal numbers
+            drawing = SnvScorer.load(model, store.path, settings, **passes)
             settings, drawn = drawing.options, drawing.draw_quantiles()
         chunks = partial(_chunks, store.path, kept)
 
