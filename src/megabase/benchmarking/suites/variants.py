@@ -154,7 +154,9 @@ def _model_rows(
     names = split_words(chosen.methods) or _cheap_methods(model)
     vcf, scores = folder / "variants.vcf", folder / f"{Path(entry.name).name}.parquet"
     begun = time.perf_counter()
-    if not scores.is_file():
+    wanted = columns(names, chosen.calibration is not None)
+    # An older version may have scored by fewer methods.
+    if not scores.is_file() or not {*wanted} <= {*pl.read_parquet_schema(scores)}:
         folder.mkdir(parents=True, exist_ok=True)
         head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
         write_whole(vcf, head + "".join("\t".join(r.fields) + "\n" for r in table.records))
@@ -168,7 +170,7 @@ def _model_rows(
         "parameters": sum(p.numel() for p in model.model.parameters()),
         "seconds": time.perf_counter() - begun, "training_seconds": 0.0,
     }  # fmt: skip
-    for column in columns(names, chosen.calibration is not None):
+    for column in wanted:
         if not column.endswith("_percentile"):  # ranks as the score within a class
             method = METHODS[column.removesuffix("_z")]
             values = frame[column].fill_null(math.nan).to_numpy() * method.damaging
