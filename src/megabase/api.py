@@ -122,11 +122,12 @@ def load(
 class Model(Loaded):
     """A loaded model; its methods are the verbs of the command line.
 
-    Every verb reads sequences from memory or from a file; its keywords are those of the class that
-    its signature unpacks, in :mod:`megabase.options`. With ``out=`` it writes a file instead of
-    giving the result: in chunks, shared out over ``workers`` processes, resumable with
-    ``resume=True``; the format goes by the ending. Coordinates are 0-based and half-open, but in
-    region strings (``chr1:1,001-2,000``), VCF and GFF, which are 1-based.
+    ``sequences`` are a file (FASTA, a table; BED or VCF with its ``genome``) or sequences in memory
+    (:data:`Sequences`); further keywords are those of the class that a signature unpacks, in
+    :mod:`megabase.options`. With ``out=`` a verb writes a file instead of giving the result: in
+    chunks, shared out over ``workers`` processes, resumable with ``resume=True``; the ending says
+    the format. Coordinates are 0-based and half-open, but in region strings (``chr1:1,001-2,000``),
+    VCF and GFF, which are 1-based.
     """
 
     @property
@@ -144,33 +145,11 @@ class Model(Loaded):
         self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[ScoreOptions]
     ) -> SequenceScores: ...
     @overload
-    def score(
-        self,
-        sequences: File,
-        genome: MaybeGenome = None,
-        *,
-        out: File,
-        **options: Unpack[ScoreOptions],
-    ) -> Path: ...
-    def score(
-        self,
-        sequences: Sequences,
-        genome: MaybeGenome = None,
-        *,
-        out: File | None = None,
-        **options: Unpack[ScoreOptions],
-    ) -> SequenceScores | Path:
-        """Score sequences: log-likelihood and perplexity.
-
-        Parameters
-        ----------
-        sequences
-            File or sequences (:data:`Sequences`).
-        genome
-            Genome of the intervals of a BED file.
-        out
-            ``.tsv`` or ``.parquet``.
-        """
+    def score(self, sequences: File, genome: MaybeGenome = None, *, out: File,
+              **options: Unpack[ScoreOptions]) -> Path: ...  # fmt: skip
+    def score(self, sequences: Sequences, genome: MaybeGenome = None, *, out: File | None = None,
+              **options: Unpack[ScoreOptions]) -> SequenceScores | Path:  # fmt: skip
+        """Score sequences: log-likelihood and perplexity; into ``.tsv`` or ``.parquet``."""
         given = _checked(options, out)
         if out is not None:
             return score_file(self, _file(sequences, genome), out, **given)
@@ -181,22 +160,10 @@ class Model(Loaded):
         self, variants: Variants, genome: GenomeLike, **options: Unpack[VariantFileScoring]
     ) -> VariantScores: ...
     @overload
-    def score_variants(
-        self,
-        variants: File,
-        genome: GenomeLike,
-        *,
-        out: File,
-        **options: Unpack[VariantFileScoring],
-    ) -> Path: ...
-    def score_variants(
-        self,
-        variants: Variants,
-        genome: GenomeLike,
-        *,
-        out: File | None = None,
-        **options: Unpack[VariantFileScoring],
-    ) -> VariantScores | Path:
+    def score_variants(self, variants: File, genome: GenomeLike, *, out: File,
+                       **options: Unpack[VariantFileScoring]) -> Path: ...  # fmt: skip
+    def score_variants(self, variants: Variants, genome: GenomeLike, *, out: File | None = None,
+                       **options: Unpack[VariantFileScoring]) -> VariantScores | Path:  # fmt: skip
         """Score variants: what the model gives the alternative allele against the reference.
 
         Parameters
@@ -224,16 +191,10 @@ class Model(Loaded):
         regions: Sequence[str] = (),
         **options: Unpack[CalibrationOptions],
     ) -> Path:
-        """Score random variants, for ``calibration=`` of :meth:`score_variants`.
+        """Score random variants of a genome, for ``calibration=`` of :meth:`score_variants`.
 
-        Parameters
-        ----------
-        genome
-            The genome that they are drawn from.
-        out
-            ``.npz``; in the folder of the model when None.
-        regions
-            Where they are drawn; everywhere when empty.
+        They are drawn from `regions`, everywhere when empty. `out` is ``.npz``; in the folder of
+        the model when None.
         """
         return calibrate_variants(self, _path(genome), out, regions=regions, **options)
 
@@ -269,30 +230,14 @@ class Model(Loaded):
         self, region: str | Interval, genome: GenomeLike, **options: Unpack[VariantScoring]
     ) -> Mutagenesis: ...
     @overload
-    def ism(
-        self,
-        region: str | Interval,
-        genome: GenomeLike,
-        *,
-        out: File,
-        **options: Unpack[VariantScoring],
-    ) -> Path: ...
-    def ism(
-        self,
-        region: str | Interval,
-        genome: GenomeLike,
-        *,
-        out: File | None = None,
-        **options: Unpack[VariantScoring],
-    ) -> Mutagenesis | Path:
+    def ism(self, region: str | Interval, genome: GenomeLike, *, out: File,
+            **options: Unpack[VariantScoring]) -> Path: ...  # fmt: skip
+    def ism(self, region: str | Interval, genome: GenomeLike, *, out: File | None = None,
+            **options: Unpack[VariantScoring]) -> Mutagenesis | Path:  # fmt: skip
         """Score every substitution of a region (in-silico mutagenesis).
 
-        Parameters
-        ----------
-        region
-            Region string, 1-based inclusive, or an interval.
-        out
-            ``.tsv`` or ``.parquet``.
+        `region` is a region string, 1-based inclusive, or an interval; `out` ``.tsv``, ``.npz`` or
+        ``.parquet``.
         """
         given = _checked(options, out)
         if out is None:
@@ -305,32 +250,13 @@ class Model(Loaded):
         self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[EmbedOptions]
     ) -> Embeddings: ...
     @overload
-    def embed(
-        self,
-        sequences: File,
-        genome: MaybeGenome = None,
-        *,
-        out: File,
-        **options: Unpack[EmbedOptions],
-    ) -> Path: ...
-    def embed(
-        self,
-        sequences: Sequences,
-        genome: MaybeGenome = None,
-        *,
-        out: File | None = None,
-        **options: Unpack[EmbedOptions],
-    ) -> Embeddings | Path:
+    def embed(self, sequences: File, genome: MaybeGenome = None, *, out: File,
+              **options: Unpack[EmbedOptions]) -> Path: ...  # fmt: skip
+    def embed(self, sequences: Sequences, genome: MaybeGenome = None, *, out: File | None = None,
+              **options: Unpack[EmbedOptions]) -> Embeddings | Path:  # fmt: skip
         """Embed sequences: hidden states of a layer, float32 (n, width) in ``.vectors``.
 
-        Parameters
-        ----------
-        sequences
-            File or sequences (:data:`Sequences`).
-        genome
-            Genome of the intervals or variants of a BED or VCF file.
-        out
-            ``.npy``, ``.npz``, ``.zarr``, ``.h5ad`` or ``.parquet``.
+        `out` is ``.npy``, ``.npz``, ``.zarr``, ``.h5ad`` or ``.parquet``.
         """
         given = _checked(options, out)
         if out is not None:
@@ -342,32 +268,13 @@ class Model(Loaded):
         self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[PredictOptions]
     ) -> Predictions: ...
     @overload
-    def predict(
-        self,
-        sequences: File,
-        genome: MaybeGenome = None,
-        *,
-        out: File,
-        **options: Unpack[PredictOptions],
-    ) -> Path: ...
-    def predict(
-        self,
-        sequences: Sequences,
-        genome: MaybeGenome = None,
-        *,
-        out: File | None = None,
-        **options: Unpack[PredictOptions],
-    ) -> Predictions | Path:
+    def predict(self, sequences: File, genome: MaybeGenome = None, *, out: File,
+                **options: Unpack[PredictOptions]) -> Path: ...  # fmt: skip
+    def predict(self, sequences: Sequences, genome: MaybeGenome = None, *, out: File | None = None,
+                **options: Unpack[PredictOptions]) -> Predictions | Path:  # fmt: skip
         """Predict with the model's head: probabilities, labels or numbers, one row a sequence.
 
-        Parameters
-        ----------
-        sequences
-            File or sequences (:data:`Sequences`).
-        genome
-            Genome of the intervals or variants of a BED or VCF file.
-        out
-            ``.tsv``, ``.parquet``, ...
+        `out` is ``.tsv`` or ``.parquet``.
         """
         given = _checked(options, out)
         if out is not None:
@@ -388,8 +295,6 @@ class Model(Loaded):
 
         Parameters
         ----------
-        genome
-            Genome store or FASTA file.
         out
             ``.bw`` (of several tracks one each, ``OUT.NAME.bw``) or ``.bed``.
         regions
@@ -398,8 +303,6 @@ class Model(Loaded):
             Windows, stitching and class.
         calls
             BED file of the regions called positive.
-        run
-            See :class:`~megabase.options.RunOptions`.
         """
         return predict_track(
             self, _path(genome), out, regions=regions, options=options, calls=calls, **run
@@ -410,33 +313,12 @@ class Model(Loaded):
         self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[AttributeOptions]
     ) -> list[Attribution]: ...
     @overload
-    def attribute(
-        self,
-        sequences: File,
-        genome: MaybeGenome = None,
-        *,
-        out: File,
-        **options: Unpack[AttributeOptions],
-    ) -> Path: ...
-    def attribute(
-        self,
-        sequences: Sequences,
-        genome: MaybeGenome = None,
-        *,
-        out: File | None = None,
-        **options: Unpack[AttributeOptions],
-    ) -> list[Attribution] | Path:
-        """Attribute an output of the model to the bases of its input.
-
-        Parameters
-        ----------
-        sequences
-            File or sequences (:data:`Sequences`).
-        genome
-            Genome of the intervals or variants of a BED or VCF file.
-        out
-            ``.npz`` or ``.parquet``.
-        """
+    def attribute(self, sequences: File, genome: MaybeGenome = None, *, out: File,
+                  **options: Unpack[AttributeOptions]) -> Path: ...  # fmt: skip
+    def attribute(self, sequences: Sequences, genome: MaybeGenome = None, *,
+                  out: File | None = None, **options: Unpack[AttributeOptions],
+                  ) -> list[Attribution] | Path:  # fmt: skip
+        """Attribute an output of the model to the bases of its input; ``.npz`` or ``.parquet``."""
         given = _checked(options, out)
         if out is not None:
             return attribute_file(self, _file(sequences, genome), out, **given)
@@ -474,15 +356,9 @@ class Model(Loaded):
     ) -> Effect:
         """Take an interval out of sequences and give what that does to an output of the model.
 
-        Its bases become those that stand there in dinucleotide shuffles of the whole sequence: a
-        shuffle of a short interval alone often gives it back.
-
-        Parameters
-        ----------
-        sequences, genome
-            File or sequences (:data:`Sequences`), and the genome of a BED file.
-        start, end
-            The interval, 0-based half-open, in all sequences or in each.
+        Its bases, `start` to `end` (0-based half-open, in all sequences or in each), become those
+        that stand there in dinucleotide shuffles of the whole sequence: a shuffle of a short
+        interval alone often gives it back.
         """
         return ablate(self, _codes(sequences, genome), start, end, **options)
 
@@ -494,21 +370,11 @@ class Model(Loaded):
     def generate(
         self, prompts: File = "", *, out: File, **options: Unpack[GenerationOptions]
     ) -> Path: ...
-    def generate(
-        self,
-        prompts: Prompts = "",
-        *,
-        out: File | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> tuple[Generated, ...] | Path:
-        """Generate DNA with a causal model.
+    def generate(self, prompts: Prompts = "", *, out: File | None = None,
+                 **options: Unpack[GenerationOptions]) -> tuple[Generated, ...] | Path:  # fmt: skip
+        """Generate DNA with a causal model, from a prompt, several, or a FASTA file of them.
 
-        Parameters
-        ----------
-        prompts
-            A prompt, several, or (with ``out=``) a FASTA file of them.
-        out
-            FASTA file.
+        `out` is a FASTA file.
         """
         own, run = split_options(_checked(options, out), GenerationOptions)
         settings = GenerateOptions(**own)
@@ -531,16 +397,14 @@ class Model(Loaded):
     ) -> EvaluationResult:
         """Measure the perplexity on held-out DNA, against Markov baselines.
 
+        For a model in a run folder, what is None is that of the run.
+
         Parameters
         ----------
-        genome
-            The genome; that of the run when None, for a model in a run folder.
         regions
-            Where the target bases lie: contigs, region strings or BED files; the test regions of
-            the run when None.
+            Where the target bases lie: contigs, region strings or BED files (the test regions).
         train_regions
-            Where the Markov baselines are trained; the training regions of the run when None.
-            Without them the uniform model is the only baseline.
+            Where the Markov baselines are trained; without them the uniform model is the only one.
         options
             Windows, context curve and baselines.
 
