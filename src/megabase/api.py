@@ -206,6 +206,7 @@ class Model(Loaded):
         regions: Sequence[str] = (),
         bigwig: str | None = None,
         hub: File | None = None,
+        hub_genome: str | None = None,
         **options: Unpack[EverySnvScoring],
     ) -> Path:
         """Score every substitution of a genome by ``llr_site``, with a causal model.
@@ -220,8 +221,10 @@ class Model(Loaded):
             Prefix of a bigWig file for each alternative base.
         hub
             Folder for such tracks that UCSC draws as a logo.
+        hub_genome
+            The genome of the hub as UCSC names it (``hg38``); the name of the store when None.
         """
-        tracks = {"bigwig": bigwig, "hub": hub}
+        tracks = {"bigwig": bigwig, "hub": hub, "hub_genome": hub_genome}
         made = score_all(self, _path(genome), out, regions=regions, **tracks, **options)
         return made if isinstance(made, Path) else Path(out)
 

@@ -270,15 +270,24 @@ def test_tracks_hold_the_scores_of_the_table(
     bigtools = pytest.importorskip("pybigtools")
     out, hub = tmp_path / "all.tsv.gz", tmp_path / "hub"
     options = {"window": WINDOW, "context": CONTEXT, "regions": ["chr1", "short"], "workers": 1}
+    with pytest.raises(InputError, match="name its folder"):
+        score_all(models["hyena"], genome, out, hub_genome="hg38", **options)
     with pytest.warns(match="have no substitutions"):
         _, written = score_all(
-            models["hyena"], genome, out, bigwig=str(tmp_path / "x"), hub=hub, **options
+            models["hyena"],
+            genome,
+            out,
+            bigwig=str(tmp_path / "x"),
+            hub=hub,
+            hub_genome="hg38",
+            **options,
         )
     assert {path.name for path in hub.iterdir()} == {
         "A.bw", "C.bw", "G.bw", "T.bw", "hub.txt", "genomes.txt", "trackDb.txt",
     }  # fmt: skip
     assert len(written) == 2 + 4 + 7
-    assert "genome toy\ntrackDb trackDb.txt" in (hub / "genomes.txt").read_text()
+    assert (hub / "genomes.txt").read_text() == "genome hg38\ntrackDb trackDb.txt\n"
+    assert "email" not in (hub / "hub.txt").read_text()
     text = (hub / "trackDb.txt").read_text()
     assert "logo on" in text
     assert all(f"bigDataUrl {base}.bw" in text for base in "ACGT")

@@ -71,6 +71,8 @@ def _add_variants(parser: ArgumentParser) -> None:
         "of each alternative base along the genome")  # fmt: skip
     add("--hub", type=str, metavar="DIR", help="of --all: write such tracks into a folder that "
         "UCSC draws as a logo (hub.txt)")  # fmt: skip
+    add("--hub-genome", type=str, metavar="NAME", help="of --hub: the genome as UCSC names it, "
+        "such as hg38 (default: the name of the store)")  # fmt: skip
     add("--calibrate", type=str, metavar="GENOME", help="in place of VCF and GENOME: score random "
         "variants of this genome, and keep mean and spread by context and quantiles")  # fmt: skip
     add_keywords(parser, CalibrationOptions)
@@ -113,7 +115,7 @@ def _variants(args: Namespace) -> int:
         note(f"wrote {path}")
         return 0
     refuse_unused(args, "count others seed", "for --calibrate")
-    refuse_unused(args, "context bigwig hub", "for --all")
+    refuse_unused(args, "context bigwig hub hub_genome", "for --all")
     with running(args, "records") as how:
         written = score_variants_file(
             args.model, args.variants, args.genome, args.output, regions=args.regions,
@@ -140,7 +142,7 @@ def _every_snv(args: Namespace) -> int:
     with running(args, "positions") as how:
         written = score_all(
             args.model, args.all, args.output, regions=args.regions, bigwig=args.bigwig,
-            hub=args.hub,
+            hub=args.hub, hub_genome=args.hub_genome,
             **given(args, EverySnvScoring), **how,
         )  # fmt: skip
     count, paths = (0, [written]) if isinstance(written, Path) else written

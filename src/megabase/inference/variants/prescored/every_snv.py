@@ -297,15 +297,17 @@ def score_all(
     regions: Sequence[str] = (),
     bigwig: str | None = None,
     hub: str | Path | None = None,
+    hub_genome: str | None = None,
     **options: Unpack[EverySnvScoring],
 ) -> tuple[int, list[Path]] | Path:
     """Score every substitution of a genome, or of regions of it, with a causal language model.
 
     The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index (see
     :mod:`megabase.inference.variants.prescored.table`). `bigwig` is the prefix of a track for each
-    alternative base, PREFIX.A.bw, ...; `hub` a folder of such tracks that UCSC draws as a logo.
-    Gives the number of substitutions and the files written; of a shard its folder. InputError when
-    model, window and context do not fit.
+    alternative base, PREFIX.A.bw, ...; `hub` a folder of such tracks that UCSC draws as a logo, on
+    the genome that UCSC calls `hub_genome` (the name of the store when None). Gives the number of
+    substitutions and the files written; of a shard its folder. InputError when model, window and
+    context do not fit.
     """
     output = Path(output)
     own, run = split_options(options, EverySnvScoring)
@@ -313,7 +315,7 @@ def score_all(
     require_suffix(output, (".tsv.gz", ".tsv.bgz"))
     check_run(output, **run)
     again = run.get("overwrite", False) or run.get("resume", False)
-    tracks, count, written = ScoreTracks(bigwig, hub, again), 0, [output]
+    tracks, count, written = ScoreTracks(bigwig, hub, hub_genome, again), 0, [output]
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
         passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}

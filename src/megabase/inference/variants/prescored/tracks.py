@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from megabase.errors import InputError
 from megabase.genome.alphabet import BASES
 from megabase.genome.files import atomic_file, check_output, write_whole
 from megabase.inference.variants.prescored.table import COLUMNS
@@ -26,7 +27,12 @@ _CONTAINER = (
 class ScoreTracks:
     """The files of tracks that are asked for: PREFIX.A.bw, ... and a folder for a hub."""
 
-    def __init__(self, bigwig: str | None, hub: str | Path | None, overwrite: bool) -> None:
+    def __init__(
+        self, bigwig: str | None, hub: str | Path | None, assembly: str | None, overwrite: bool
+    ) -> None:
+        if assembly is not None and hub is None:
+            raise InputError("hub_genome names the genome of a hub; name its folder with hub")
+        self.assembly = assembly
         self.hub = None if hub is None else Path(hub)
         self.paths = [(base, Path(f"{bigwig}.{base}.bw")) for base in BASES if bigwig]
         if self.hub is not None:
@@ -62,8 +68,8 @@ class ScoreTracks:
                 f"    longLabel {base}: {what}", "",
             ]  # fmt: skip
         texts = {
-            "hub.txt": f"hub megabase\n{labels}genomesFile genomes.txt\nemail none@example.org\n",
-            "genomes.txt": f"genome {genome}\ntrackDb trackDb.txt\n",
+            "hub.txt": f"hub megabase\n{labels}genomesFile genomes.txt\n",
+            "genomes.txt": f"genome {self.assembly or genome}\ntrackDb trackDb.txt\n",
             "trackDb.txt": "\n".join(tracks),
         }
         for name, text in texts.items():
