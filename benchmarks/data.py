@@ -25,7 +25,7 @@ from benchmarks.harness import (
     record,
 )
 from megabase.data.augment import codes_to_ids, reverse_complement_codes
-from megabase.data.loader import Prefetcher
+from megabase.data.loader import prefetched
 from megabase.data.regions import Regions
 from megabase.data.windows import GenomeWindows, RandomWindows
 from megabase.genome.interval import Interval, Strand
@@ -155,7 +155,7 @@ def _check(store: Genome, data: GenomeWindows, config: LoadConfig) -> None:
 def _waiting(data: GenomeWindows, config: LoadConfig) -> float:
     requests = (n * config.batch + np.arange(config.batch) for n in range(config.repeats + 1))
     waited = 0.0
-    with Prefetcher(lambda n: data.batch(0, n, config.length), requests) as batches:
+    with prefetched(lambda n: data.batch(0, n, config.length), requests) as batches:
         next(batches)
         for _ in range(config.repeats):
             ends = time.perf_counter() + _BUSY

@@ -15,7 +15,8 @@ import torch
 from megabase.cli.main import main
 from megabase.data.sources import genome_store
 from megabase.evaluate.base_probabilities import base_probabilities, log_likelihood
-from megabase.genome import Interval, encode
+from megabase.genome.alphabet import encode
+from megabase.genome.interval import Interval
 from megabase.inference.ism import ism
 from megabase.inference.writers import Run, write_bigwig
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM

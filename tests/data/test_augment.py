@@ -8,8 +8,6 @@ from published import reverse_complement_text
 
 from megabase.data.augment import (
     codes_to_ids,
-    is_base,
-    is_soft_masked,
     reverse_complement_codes,
 )
 from megabase.genome.alphabet import PAD, decode, encode
@@ -44,9 +42,3 @@ def test_ids_are_the_published_ones_in_either_case() -> None:
     assert ids.dtype == torch.int64
     assert ids.tolist() == [[7, 8, 9, 10, 11]] * 2
     assert codes_to_ids(torch.tensor([PAD], dtype=torch.uint8)).tolist() == [4]
-
-
-def test_case_and_base_are_read_off_the_codes() -> None:
-    codes = torch.cat((batch("ACgtNn"), torch.tensor([[PAD]], dtype=torch.uint8)), 1)
-    assert is_base(codes).tolist() == [[True] * 4 + [False] * 3]
-    assert is_soft_masked(codes).tolist() == [[False, False, True, True, False, True, False]]

@@ -15,7 +15,7 @@ from megabase.data.leaks import (
 )
 from megabase.data.regions import regions_of
 from megabase.genome import alphabet
-from megabase.genome.kmers import canonical_kmers
+from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
 
 RNG = np.random.default_rng(5)
@@ -42,7 +42,7 @@ def rows_of(**splits: list[tuple[str, str]]) -> dict[str, LabeledSequences]:
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 16, 31])
 def test_words_are_those_of_the_letters(k: int) -> None:
     text = letters(20) + "N" + letters(40)
-    words, known = canonical_kmers(alphabet.encode(text.lower()), k)
+    words, known = pack_kmers(alphabet.encode(text.lower()), k, canonical=True)
     for i in range(len(text) - k + 1):
         piece = text[i : i + k]
         assert bool(known[i]) == ("N" not in piece)
@@ -50,14 +50,14 @@ def test_words_are_those_of_the_letters(k: int) -> None:
             number = {s: sum("ACGT".index(b) << 2 * (k - 1 - j) for j, b in enumerate(s))
                       for s in (piece, turned(piece))}  # fmt: skip
             assert int(words[i]) == min(number.values())
-    assert canonical_kmers(alphabet.encode("ACG"), 4)[0].size == 0
+    assert pack_kmers(alphabet.encode("ACG"), 4, canonical=True)[0].size == 0
 
 
 def test_words_do_not_run_into_the_next_row() -> None:
     rows = rows_of(train=[("ACGT" * 5, "a"), ("TTTT", "b"), ("GATTACA" * 3, "a")])["train"]
     words, row, _ = RowKmers.of(rows)
     assert set(row.tolist()) == {0, 2}
-    expected = {int(w) for w in canonical_kmers(alphabet.encode("ACGT" * 5), 16)[0]}
+    expected = {int(w) for w in pack_kmers(alphabet.encode("ACGT" * 5), 16, canonical=True)[0]}
     assert {int(w) for w in words[row == 0]} == expected
 
 

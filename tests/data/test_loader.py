@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.data.loader import Prefetcher
+from megabase.data.loader import prefetched
 
 
 def load(number: int) -> dict[str, Tensor]:
@@ -20,7 +20,7 @@ def workers() -> int:
 
 
 def test_batches_come_in_order_and_end() -> None:
-    with Prefetcher(load, range(20), pin_memory=False) as batches:
+    with prefetched(load, range(20), pin_memory=False) as batches:
         assert [int(batch["number"]) for batch in batches] == list(range(20))
         with pytest.raises(StopIteration):
             next(batches)
@@ -34,7 +34,7 @@ def test_next_batch_is_made_while_this_one_is_used() -> None:
         made.append(number)
         return load(number)
 
-    with Prefetcher(note, itertools.count(), pin_memory=False) as batches:
+    with prefetched(note, itertools.count(), pin_memory=False) as batches:
         next(batches)
         deadline = time.monotonic() + 10
         while len(made) < 3 and time.monotonic() < deadline:
@@ -50,7 +50,7 @@ def test_an_error_is_raised_where_its_batch_would_have_been() -> None:
             raise ValueError("window 2 is broken")
         return load(number)
 
-    with Prefetcher(fail, range(5), pin_memory=False) as batches:
+    with prefetched(fail, range(5), pin_memory=False) as batches:
         assert int(next(batches)["number"]) == 0
         assert int(next(batches)["number"]) == 1
         with pytest.raises(ValueError, match="window 2"):
@@ -64,17 +64,16 @@ def test_an_error_in_the_requests_is_raised_too() -> None:
     def requests() -> itertools.chain[int]:
         return itertools.chain([0], (1 // 0 for _ in range(1)))
 
-    with Prefetcher(load, requests(), pin_memory=False) as batches:
+    with prefetched(load, requests(), pin_memory=False) as batches:
         next(batches)
         with pytest.raises(ZeroDivisionError):
             next(batches)
 
 
 def test_leaving_early_ends_the_thread() -> None:
-    with Prefetcher(load, itertools.count(), pin_memory=False) as batches:
+    with prefetched(load, itertools.count(), pin_memory=False) as batches:
         next(batches)
     assert workers() == 0
-    batches.close()  # a second time does no harm
-    with pytest.raises(RuntimeError, match="user"), Prefetcher(load, itertools.count()):
+    with pytest.raises(RuntimeError, match="user"), prefetched(load, itertools.count()):
         raise RuntimeError("user")
     assert workers() == 0

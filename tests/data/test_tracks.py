@@ -12,7 +12,8 @@ from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.genome_labels import label_windows, read_tracks
 from megabase.data.regions import Regions
 from megabase.errors import InputError, IntervalWarning
-from megabase.genome import Genome, alphabet
+from megabase.genome import alphabet
+from megabase.genome.store import Genome
 
 LETTERS = {"chr1": "ACGTACGTNNNNACGTACGTACG", "chr2": "GATTACAGATTACA"}
 ROWS = [("chr1", 2, 7, 1.5), ("chr1", 7, 9, 4.0), ("chr1", 13, 14, 2.0), ("chr1", 20, 23, 3.0)]

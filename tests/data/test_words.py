@@ -44,10 +44,10 @@ def test_shares_are_those_of_sets_of_words(
     monkeypatch.setattr(words, "_CHUNK", chunk)
     train = some_rows(1, 24)
     asked = train if same else some_rows(2, 17)
-    rows, others = labelled(asked), labelled(train)
-    found = RowKmers.of(rows).largest_shares(
-        RowKmers.of(others), others.labels, others.outputs, same=same
-    )
+    others = labelled(train)
+    held = RowKmers.of(others)
+    own = held if same else RowKmers.of(labelled(asked))
+    found = own.largest_shares(held, others.labels, others.outputs)
     expected = np.zeros((len(asked), 3), dtype=np.float32)
     for i, (text, _) in enumerate(asked):
         own = word_set(text)

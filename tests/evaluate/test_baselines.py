@@ -8,7 +8,7 @@ from megabase.benchmarking.run import _check_overlap
 from megabase.benchmarking.suites.base import Task
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
-from megabase.evaluate.baselines import fit_overlap
+from megabase.evaluate.baselines import fit_baseline
 
 
 def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() -> None:
@@ -20,5 +20,5 @@ def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() ->
     with pytest.raises(InputError, match="strength, whose labels are of kind regression"):
         _check_overlap(config, task)
     with pytest.raises(InputError, match="overlap baseline is for tasks with classes"):
-        fit_overlap(splits, "pearson", ["pearson"])
+        fit_baseline(splits, None, "pearson", ["pearson"])
     _check_overlap(BenchmarkConfig(suite="gue", output="out", models="kmer"), task)

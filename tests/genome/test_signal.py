@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from megabase.errors import InputError, LeftOutWarning
-from megabase.genome import Genome
 from megabase.genome.signal import Signal
+from megabase.genome.store import Genome
 
 pyBigWig = pytest.importorskip("pyBigWig")
 

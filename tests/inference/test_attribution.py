@@ -13,7 +13,7 @@ import torch
 
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
-from megabase.genome import encode
+from megabase.genome.alphabet import encode
 from megabase.inference.attribution import _Attributor, attribute, attribute_file
 from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
 from megabase.models.hyenadna import (

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from megabase.errors import InputError
-from megabase.genome import Genome
 from megabase.genome.signal import Signal, _check_bigwig
+from megabase.genome.store import Genome
 from megabase.inference.writers import Run, write_bigwig
 
 pytest.importorskip("pybigtools")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, OutputError
-from megabase.genome import encode, reverse_complement
+from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference import jobs
 from megabase.inference.embedding import Embedder, embed, embed_file
 from megabase.models.dnabert import DNABERTConfig, DNABERTForMaskedLM, DNABERTModel

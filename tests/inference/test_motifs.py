@@ -16,8 +16,7 @@ from drawn import pictures
 import megabase as mb
 from megabase.cli.main import main
 from megabase.errors import InputError, InputWarning
-from megabase.genome import encode
-from megabase.genome.alphabet import decode, reverse_complement
+from megabase.genome.alphabet import decode, encode, reverse_complement
 from megabase.inference.motifs.seqlets import find_seqlets
 from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM

@@ -20,7 +20,7 @@ from megabase.cli.main import main
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.evaluate.sequences import plan_windows
-from megabase.genome import encode
+from megabase.genome.alphabet import encode
 from megabase.inference.prediction import Predictor, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, _Call, _call_regions, predict_track
 from megabase.inference.writers import Run, write_bigwig

@@ -14,7 +14,6 @@ import pytest
 from megabase.data.sources import (
     SequenceInput,
     _read_fasta,
-    _read_intervals,
     genome_store,
 )
 from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
@@ -184,12 +183,14 @@ def test_sequences_and_intervals_are_streamed(tmp_path: Path) -> None:
     bed = "one\t1\t3\tx\t0\t+\none\t1\t3\t.\t0\t-\none\t5\t8\ty\t0\t-\n"
     (tmp_path / "g.bed").write_text(bed)
     with pytest.warns(AmbiguousLettersWarning), genome_store(tmp_path / "g.fa") as store:
-        rows = list(_read_intervals(tmp_path / "g.bed", store, context=2))
+        place = store.path
+    assert not place.exists()
+    with pytest.warns(AmbiguousLettersWarning):
+        rows = list(SequenceInput(tmp_path / "g.bed", tmp_path / "g.fa").read(context=2))
     # Context is in reading direction: bases 3 and 4 stand before bases 1 and 2 on the other strand.
-    assert [(row.name, decode(row.codes), row.context) for row in rows] == [
-        ("x", "ACG", 1), ("one:2-3(-)", "TACG", 2), ("y", "NCG", 0),
+    assert [(row.name, decode(row.codes), row.context, row.after) for row in rows] == [
+        ("x", "ACGTA", 1, 2), ("one:2-3(-)", "TACGT", 2, 1), ("y", "NCGTA", 0, 2),
     ]  # fmt: skip
-    assert not store.path.exists()
     with pytest.raises(InputError, match="no genome"), genome_store(tmp_path / "none"):
         pass
 

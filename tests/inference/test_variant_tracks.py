@@ -12,7 +12,7 @@ import torch
 
 from megabase.api import load
 from megabase.errors import InputError
-from megabase.genome import Genome
+from megabase.genome.store import Genome
 from megabase.inference.ism import ism
 from megabase.inference.variants.random_variants import calibrate_variants
 from megabase.inference.variants.scorer import score_variants

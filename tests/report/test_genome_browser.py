@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megabase.genome import Genome, Interval
+from megabase.genome.interval import Interval
+from megabase.genome.store import Genome
 from megabase.report.genome_page import (
     Column,
     Feature,
@@ -30,7 +31,6 @@ from megabase.report.genome_page import (
     Segment,
     TableRow,
     Track,
-    build_genome_page,
 )
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -182,7 +182,7 @@ def _write_page(folder: Path) -> Path:
         columns=columns, rows=rows,
     )  # fmt: skip
     path = folder / "page.html"
-    path.write_text(build_genome_page(page))
+    path.write_text(page.html())
     return path
 
 
@@ -248,7 +248,7 @@ def _write_odd_page(folder: Path) -> Path:
         columns=(Column("position", "place"), Column("text"), Column("score", "number")), rows=rows,
     )  # fmt: skip
     path = folder / "odd.html"
-    path.write_text(build_genome_page(page))
+    path.write_text(page.html())
     return path
 
 
@@ -393,7 +393,7 @@ def test_names_run_nothing_where_they_are_shown_or_clicked(tmp_path: Path) -> No
         numbers=[(hostile(13),) * 3], facts=[(hostile(14), hostile(15))],
     )  # fmt: skip
     path = tmp_path / "page.html"
-    path.write_text(build_genome_page(page))
+    path.write_text(page.html())
     root = "document.getElementById('browser').shadowRoot"
     with opened(path, 1280, tmp_path / "profile") as shown:
         assert shown.wait("document.body && document.body.dataset.ready") == "true"
@@ -428,7 +428,7 @@ def test_alleles_are_filtered_by_consequence_gene_and_range(tmp_path: Path) -> N
         _store(tmp_path, "toy", "chr1", 100, letters), [Interval("chr1", 100, 500)],
         columns=(Column("consequence"), Column("gene"), Column("LLR", "number")), rows=rows,
     )  # fmt: skip
-    (tmp_path / "page.html").write_text(build_genome_page(page))
+    (tmp_path / "page.html").write_text(page.html())
     with opened(tmp_path / "page.html", 390, tmp_path / "profile") as shown:
         assert shown.wait("document.body && document.body.dataset.ready") == "true"
         options = "[...document.getElementById('consequence').options].map(o => o.value)"
@@ -462,7 +462,7 @@ def test_both_alleles_stand_in_one_column_behind_an_indel(tmp_path: Path) -> Non
         logos=[Logo("expected", "", "chr1", 100, rng.dirichlet([0.4] * 4, 400), "probability")],
         overlays=[overlay],
     )  # fmt: skip
-    (tmp_path / "page.html").write_text(build_genome_page(page))
+    (tmp_path / "page.html").write_text(page.html())
     with opened(tmp_path / "page.html", 1280, tmp_path / "profile") as shown:
         assert shown.wait("document.body && document.body.dataset.ready") == "true"
         assert shown.run("document.querySelector('.overlay') === null")

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megabase.genome import Genome, Interval
+from megabase.genome.interval import Interval
+from megabase.genome.store import Genome
 from megabase.report.genome_page import (
     Column,
     Feature,
@@ -22,9 +23,9 @@ from megabase.report.genome_page import (
     TableRow,
     Track,
     _pack,
-    build_genome_page,
 )
 from megabase.report.genome_tracks import _bed_track, _genes_at, genes_track
+from megabase.report.page import _asset
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def page(tmp_path: Path) -> str:
     letters = "T" * 100 + "ACGTN" * 20 + "T" * 4800
     (tmp_path / "toy.fa").write_text(f">chr1\n{letters}\n")
     expected = rng.dirichlet([1] * 4, 100)
-    return build_genome_page(GenomePage(
+    return GenomePage(
         Genome.build(tmp_path / "toy.fa", tmp_path / "toy.mb"), [Interval("chr1", 100, 200)],
         title="chr1:101-200 </script><b>", lead="A & B",
         tracks=[
@@ -47,7 +48,7 @@ def page(tmp_path: Path) -> str:
             TableRow("chr1", 130, 131, (131, "T", float("nan"))),
         ],
         numbers=[("100", "", "bases")], facts=[("model", "x")],
-    ))  # fmt: skip
+    ).html()  # fmt: skip
 
 
 def _data(page: str) -> dict[str, Any]:
@@ -68,9 +69,7 @@ def test_nothing_is_asked_of_another_host(page: str) -> None:
     assert rules["default-src"] == "'none'"
     assert set(rules) == {"default-src", "img-src", "style-src", "script-src"}
     assert not re.search(r"https?:|\*", policy.group(1))
-    own = (
-        Path(build_genome_page.__code__.co_filename).parent / "assets" / "browser.js"
-    ).read_text()
+    own = _asset("browser.js")
     assert not re.search(r"fetch\(|XMLHttpRequest|https?://(?!www\.w3\.org/2000/svg)", own)
     assert not re.search(r"^//# sourceMappingURL", page, re.MULTILINE)
 

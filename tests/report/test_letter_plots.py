@@ -17,8 +17,8 @@ from matplotlib.patches import PathPatch
 from megabase.errors import ReportError
 from megabase.report.logos import (
     LETTER_COLORS,
+    _own_heights,
     check_logo,
-    own_heights,
     save_heat_map,
     save_logo,
 )
@@ -106,7 +106,7 @@ def test_ticks_of_a_logo_are_whole_positions(tmp_path: Path, first: int, count: 
 
 def test_a_logo_of_what_stands_there_spells_the_sequence(tmp_path: Path) -> None:
     values = np.array([0.5, -1.0, 2.0, 0.25, 3.0])
-    picture = logo(tmp_path, own_heights("TANAC", values), first=31)
+    picture = logo(tmp_path, _own_heights("TANAC", values), first=31)
     expected = [(31, 0.5, "T"), (32, -1.0, "A"), (34, 0.25, "A"), (35, 3.0, "C")]
     for (place, height, letter), wanted in zip(letters_of(picture), expected, strict=True):
         assert (place, letter) == (wanted[0], wanted[2])

@@ -13,9 +13,9 @@ import pytest
 
 from megabase.cli.main import main
 from megabase.errors import InputError, LeftOutWarning, ReportError
-from megabase.genome import Genome
 from megabase.genome.interval import Interval
-from megabase.report.genome_tracks import _ENDINGS, _signal_track, track_kind
+from megabase.genome.store import Genome
+from megabase.report.genome_tracks import _ENDINGS, _signal_track, _track_kind
 
 
 @pytest.fixture
@@ -92,18 +92,18 @@ def test_a_bedgraph_of_other_contigs_is_refused(
 @pytest.mark.parametrize("name", ["x.txt", "x.wig", "x.vcf", "x", "x.gz", "bed", "x.bigBed"])
 def test_unknown_endings_are_refused_by_name(name: str) -> None:
     with pytest.raises(ReportError, match=r"expected a name ending in \.bw, .*\.bedgraph, .*\.bed"):
-        track_kind(name)
+        _track_kind(name)
 
 
 def test_every_known_ending_is_taken_in_any_case() -> None:
     for ending, kind in _ENDINGS.items():
-        assert track_kind(f"a.b{ending.upper()}") == kind
+        assert _track_kind(f"a.b{ending.upper()}") == kind
         if kind != "bigwig":
-            assert track_kind(f"a{ending}.gz") == kind
+            assert _track_kind(f"a{ending}.gz") == kind
     with pytest.raises(ReportError, match="compressed already"):
-        track_kind("a.bw.gz")
+        _track_kind("a.bw.gz")
     with pytest.raises(ReportError, match=r"expected a name ending in \.gff, \.gff3, \.gtf"):
-        track_kind("genes.bed", ["genes"])
+        _track_kind("genes.bed", ["genes"])
 
 
 @pytest.mark.parametrize(

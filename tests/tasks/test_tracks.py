@@ -15,7 +15,8 @@ import yaml
 
 from megabase.data.augment import codes_to_ids
 from megabase.errors import MegabaseError
-from megabase.genome import Genome, decode
+from megabase.genome.alphabet import decode
+from megabase.genome.store import Genome
 from megabase.inference.prediction import predict
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.variants.scorer import score_variants

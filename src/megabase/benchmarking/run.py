@@ -29,7 +29,7 @@ from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, Task
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import InputError, RunError
 from megabase.evaluate import metrics
-from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
+from megabase.evaluate.baselines import fit_baseline, require_baseline
 from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.finetune import finetune
@@ -342,11 +342,7 @@ def _fit_baseline(
     """Fit k-mer counts of these lengths, or the overlap baseline, and keep the outputs."""
     folder.mkdir(parents=True, exist_ok=True)
     metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
-    found = (
-        fit_overlap(job.splits, metric, names)
-        if words is None
-        else fit_kmers(job.splits, words, metric, names)
-    )
+    found = fit_baseline(job.splits, words, metric, names)
     labels = {f"{name}_labels": job.splits[name].labels for name in found.outputs}
     write_arrays(folder / "outputs.npz", {**found.outputs, **labels})
     return {

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megabase.benchmarking.rows import PROTOCOLS, describe_leaks
-from megabase.evaluate.metrics import bootstrap_interval
-from megabase.evaluate.variant_metrics import VARIANT_METRICS
+from megabase.evaluate.metrics import VARIANT_METRICS, bootstrap_interval
 from megabase.genome.files import atomic_file, write_whole
 from megabase.tasks.run import markdown_table, spread
 

@@ -1,7 +1,4 @@
-"""Batches of labeled sequences: pure functions of (seed, index).
-
-Sequences are turned into tokens once, by a callable that the caller brings, so any tokenizer works.
-"""
+"""Batches of labeled sequences, of any tokenizer: pure functions of (seed, index)."""
 
 from __future__ import annotations
 
@@ -23,8 +20,7 @@ Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
 """From the base codes of a sequence to its token ids."""
 
 _ORDER, _STRAND, _BLOCKS, _CROP = 1, 2, 3, 4  # part of a draw's key: purposes are independent
-_POOL = 50
-"""Blocks that are sorted by length together: more give less padding and less mixing."""
+_POOL = 50  # blocks that are sorted by length together: more give less padding and less mixing
 
 _Ints = npt.NDArray[np.int64]
 
@@ -41,10 +37,9 @@ class Padding(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What is drawn at random for every epoch."""
+    """What is drawn at random for every epoch: its order, the strands and the segments."""
 
     seed: int = 0
-    """Decides the order of every epoch, the strands and the segments."""
     shuffle: bool = True
     """False: index i is row i."""
     block: int = 1
@@ -56,14 +51,9 @@ class Draw(NamedTuple):
 
 
 def tokenize(
-    sequences: LabeledSequences,
-    encode: Encode,
-    *,
-    reverse: bool = False,
-    max_bases: int | None = None,
-    max_tokens: int | None = None,
-    truncate: bool = False,
-) -> Ragged:
+    sequences: LabeledSequences, encode: Encode, *, reverse: bool = False,
+    max_bases: int | None = None, max_tokens: int | None = None, truncate: bool = False,
+) -> Ragged:  # fmt: skip
     """Turn every sequence into tokens, in the smallest integer type that holds every id.
 
     With `truncate` the beginning of longer ones is kept, and a TruncationWarning counts them; bases
@@ -97,7 +87,6 @@ def tokenize(
 
 
 def _refuse(sequences: LabeledSequences, lengths: _Ints, limit: int, unit: str, what: str) -> None:
-    """Raise an InputError about the first sequence above a limit."""
     over = np.flatnonzero(lengths > limit)
     first, longest = int(over[0]), int(lengths.max())
     raise InputError(
@@ -121,16 +110,10 @@ class LabeledBatches:
     """
 
     def __init__(
-        self,
-        rows: Ragged,
-        labels: npt.NDArray[Any] | Ragged,
-        *,
-        padding: Padding,
-        draw: Draw | None = None,
-        reverse: Ragged | None = None,
-        both_strands: bool = False,
+        self, rows: Ragged, labels: npt.NDArray[Any] | Ragged, *, padding: Padding,
+        draw: Draw | None = None, reverse: Ragged | None = None, both_strands: bool = False,
         bin: int = 1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         draw = draw or Draw()
         if not 0 < draw.crop <= 1:
             raise InputError(f"the share of a row that is read is {draw.crop}; expected (0, 1]")
@@ -187,18 +170,17 @@ class LabeledBatches:
         if self._both:
             rows, reverse = np.tile(rows, 2), np.repeat([False, True], len(rows))
         starts = self._starts(stream, indices, rows)
-        ids: list[npt.NDArray[Any]] = []
-        for row, turned, start in zip(rows, reverse, starts, strict=True):
-            source = self._reverse if turned and self._reverse is not None else self._rows
-            ids.append(self._segment(source.row(row), start)[:length])
+        sources = {False: self._rows, True: self._reverse or self._rows}
+        places = list(zip(rows.tolist(), reverse.tolist(), starts.tolist(), strict=True))
+        ids = [self._segment(sources[t].row(row), start)[:length] for row, t, start in places]
         width = length if self._padding.full else max(map(len, ids))
         labels = self._labels
         one = len(indices)  # with both strands, labels are those of the forward one
         if isinstance(labels, Ragged):
-            whole, most = self._rows.lengths[rows[:one]] // self._bin, length // self._bin
+            whole, most = self._rows.lengths // self._bin, length // self._bin
             classes = [
-                self._segment(labels.row(row)[:size][:: -1 if turned else 1], start)[:most]
-                for row, size, turned, start in zip(rows, whole, reverse, starts, strict=False)
+                self._segment(labels.row(row)[: whole[row]][:: -1 if turned else 1], start)[:most]
+                for row, turned, start in places[:one]
             ]
             fill = np.nan if labels.values.ndim > 1 else IGNORED
             given: npt.NDArray[Any] = self._padded(classes, width // self._bin, fill)
@@ -214,7 +196,6 @@ class LabeledBatches:
     def _padded(
         self, rows: Sequence[npt.NDArray[Any]], width: int, fill: float
     ) -> npt.NDArray[Any]:
-        """Lay rows into an array (n, width, ...), of integers unless `fill` is NaN."""
         kind = np.float32 if np.isnan(fill) else np.int64
         padded = np.full((len(rows), width, *rows[0].shape[1:]), fill, dtype=kind)
         for number, values in enumerate(rows):
@@ -223,15 +204,13 @@ class LabeledBatches:
         return padded
 
     def _read_of(self, lengths: _Ints) -> _Ints:
-        """Give the tokens that are read of rows of these lengths."""
         return np.ceil(lengths * self._draw.crop).astype(np.int64)
 
     def _starts(self, stream: int, indices: _Ints, rows: _Ints) -> npt.NDArray[np.float64]:
         """Draw where in its row each segment begins: 0 first, to 1 last."""
         if self._draw.crop == 1:
             return np.zeros(len(rows))
-        drawn = Draws(self._draw.seed, stream, _CROP).floats(indices)
-        return np.resize(drawn, len(rows))
+        return np.resize(Draws(self._draw.seed, stream, _CROP).floats(indices), len(rows))
 
     def _segment(self, values: npt.NDArray[Any], start: float) -> npt.NDArray[Any]:
         read = int(self._read_of(np.array(len(values))))
@@ -239,28 +218,21 @@ class LabeledBatches:
         return values[first : first + read]
 
     def _epoch_order(self, stream: int, epoch: int) -> _Ints:
-        kept = self._order
-        if kept is not None and kept[0] == (stream, epoch):
-            return kept[1]
-        number = np.arange(len(self), dtype=np.int64)
-        order = np.argsort(Draws(self._draw.seed, stream, epoch, _ORDER).bits(number))
-        lengths = self._rows.lengths
-        if lengths.min() != lengths.max():
-            order = self._bucketed(order, Draws(self._draw.seed, stream, epoch, _BLOCKS))
-        self._order = ((stream, epoch), order)
-        return order
+        if self._order is None or self._order[0] != (stream, epoch):
+            number = np.arange(len(self), dtype=np.int64)
+            order = np.argsort(Draws(self._draw.seed, stream, epoch, _ORDER).bits(number))
+            if np.ptp(self._rows.lengths):
+                order = self._bucketed(order, Draws(self._draw.seed, stream, epoch, _BLOCKS))
+            self._order = ((stream, epoch), order)
+        return self._order[1]
 
     def _bucketed(self, order: _Ints, draws: Draws) -> _Ints:
         """Sort by length inside pools of blocks, then shuffle the blocks of all pools."""
-        pool = self._draw.block * _POOL
-        lengths = self._rows.lengths
-        ordered = [
-            part[np.argsort(lengths[part], kind="stable")]
-            for part in np.split(order, range(pool, len(order), pool))
-        ]
-        joined = np.concatenate(ordered)
-        full = len(joined) // self._draw.block * self._draw.block
-        blocks = joined[:full].reshape(-1, self._draw.block)
+        size = self._draw.block
+        pool = np.arange(len(order)) // (size * _POOL)
+        joined = order[np.lexsort((self._rows.lengths[order], pool))]
+        full = len(joined) // size * size
+        blocks = joined[:full].reshape(-1, size)
         shuffled = np.argsort(draws.bits(np.arange(len(blocks), dtype=np.int64)))
         return np.concatenate([blocks[shuffled].ravel(), joined[full:]])
 
@@ -276,12 +248,7 @@ def _in_order(indices: _Ints, size: int, order_of: Callable[[int], _Ints]) -> _I
 
 
 def _in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ints:
-    """Build an in-context prompt, int64: demonstrations, then the query.
-
-    Each (sequence, label letter) pair gives its sequence, a separator, the label, a separator.
-    Published letters are A and N for two classes, A, G and N for three. Sequences are cut on the
-    right to `length` tokens, or padded on the left.
-    """
+    """Build an in-context prompt, int64: (sequence, letter) demonstrations, then the query."""
 
     def block(text: str) -> _Ints:
         ids = text_to_ids(text[:length])
@@ -301,33 +268,20 @@ class InContextBatches:
     A prompt holds, for each of `shots` demonstrations a class, the sequence, a separator, the
     letter of its class and a separator, and then the query and a separator: the next token is the
     answer. Sequences longer than `length` tokens lose their end, shorter ones are padded on the
-    left. Which demonstrations a query gets is a pure function of (seed, number of the query); where
-    they come from the query's own file, a query never demonstrates itself. An InputError when a
-    class has too few examples.
+    left. A query never demonstrates itself. An InputError when a class has too few examples.
 
-    Source: ``src/dataloaders/datasets/icl_genomics_dataset.py`` of HazyResearch/hyena-dna. There
-    the demonstrations come from the split that the query is in, the test split included; here they
-    come from the training examples unless the caller passes others.
+    Source: ``src/dataloaders/datasets/icl_genomics_dataset.py`` of HazyResearch/hyena-dna, where
+    demonstrations come from the split that the query is in, the test split included.
     """
 
     def __init__(
-        self,
-        queries: LabeledSequences,
-        examples: LabeledSequences,
-        *,
-        letters: str,
-        length: int,
-        shots: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        reverse_probability: float = 0.0,
-    ) -> None:
+        self, queries: LabeledSequences, examples: LabeledSequences, *, letters: str, length: int,
+        shots: int, seed: int = 0, shuffle: bool = False, reverse_probability: float = 0.0,
+    ) -> None:  # fmt: skip
         self._queries, self._examples = queries, examples
         self._letters, self.length, self._shots = letters, length, shots
         self._seed, self._shuffle, self._probability = seed, shuffle, reverse_probability
-        self._members = [
-            np.flatnonzero(examples.labels == number) for number in range(len(letters))
-        ]
+        self._members = [np.flatnonzero(examples.labels == i) for i in range(len(letters))]
         self._same = queries.text is examples.text
         needed = shots + int(self._same)
         for name, members in zip(examples.classes, self._members, strict=True):
@@ -375,11 +329,9 @@ class InContextBatches:
         """
         rng = np.random.default_rng([self._seed, index])
         chosen: list[int] = []
-        for members in self._members:
-            pool = members
+        for pool in self._members:
             if self._same:
-                own = self._queries.rows[row]
-                pool = members[self._examples.rows[members] != own]
+                pool = pool[self._examples.rows[pool] != self._queries.rows[row]]
             chosen += rng.choice(pool, size=self._shots, replace=False).tolist()
         return rng.permutation(np.array(chosen, dtype=np.int64))
 
@@ -391,17 +343,18 @@ class InContextBatches:
         and query; ``labels`` int64 (n,), the class of the query.
         """
         rows = self.rows_of(stream, indices)
+        numbers = np.arange(self._shots * len(self._letters) + 1, dtype=np.int64)
         ids: list[_Ints] = []
         answers: list[list[int]] = []
         for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
             chosen = self.demonstrations_of(index, row).tolist()
-            reverse = self._reversed(stream, index, len(chosen) + 1)
+            draws = Draws(self._seed, stream, index, _STRAND).floats(numbers)
+            reverse = (draws < self._probability).tolist()
             texts = [_text(self._examples, i, r) for i, r in zip(chosen, reverse, strict=False)]
             classes = [int(self._examples.labels[i]) for i in chosen]
             solved = [(text, self._letters[c]) for text, c in zip(texts, classes, strict=True)]
-            ids.append(
-                _in_context_item(_text(self._queries, row, reverse[-1]), solved, self.length)
-            )
+            query = _text(self._queries, row, reverse[-1])
+            ids.append(_in_context_item(query, solved, self.length))
             answers.append([*classes, int(self._queries.labels[row])])
         found = np.array(answers, dtype=np.int64)
         # The separators before the labels of the demonstrations, and the last token.
@@ -412,14 +365,6 @@ class InContextBatches:
             "answers": torch.from_numpy(found),
             "labels": torch.from_numpy(found[:, -1].copy()),
         }
-
-    def _reversed(self, stream: int, index: int, number: int) -> Sequence[bool]:
-        """Draw which sequences of a prompt are read as their reverse complement."""
-        if not self._probability:
-            return [False] * number
-        draws = Draws(self._seed, stream, index, _STRAND)
-        drawn: Any = draws.floats(np.arange(number, dtype=np.int64))
-        return (drawn < self._probability).tolist()
 
 
 def _text(sequences: LabeledSequences, row: int, reverse: bool) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -30,6 +31,7 @@ _VCF = (".vcf", ".bcf")  # variants as intervals of their REF
 _BED = (".bed", ".narrowpeak", ".broadpeak")  # the formats of the ENCODE peaks among them
 INTERVAL_SUFFIXES = (*_BED, *_GFF, *_VCF)
 """Endings of the files that :func:`read_interval_text` reads (``.gz`` may follow)."""
+
 _TRACK_NAME = re.compile(r"[0-9A-Za-z_]+")  # a part of file names and of the keys of a VCF
 _PIECE = 1 << 20  # bases of a signal that are read at once: a few MB
 _ALL = "feature"  # the class of all rows of a BED file when no types are named
@@ -43,16 +45,10 @@ _Read = Callable[[int, int], npt.NDArray[Any]]
 
 
 def read_interval_text(
-    path: str | Path,
-    store: Genome,
-    *,
-    label: str | Sequence[str] | None = None,
-    length: int | None = None,
-    flank: int = 0,
-    center: Literal["middle", "summit"] = "middle",
-    orient: bool = False,
-    strict: bool = False,
-) -> LabelTable:
+    path: str | Path, store: Genome, *, label: str | Sequence[str] | None = None,
+    length: int | None = None, flank: int = 0, center: Literal["middle", "summit"] = "middle",
+    orient: bool = False, strict: bool = False,
+) -> LabelTable:  # fmt: skip
     """Read intervals with labels, and their sequences, from a genome, in the order of the file.
 
     The file is BED, narrowPeak, broadPeak, GFF3, GTF or VCF (one example for each alternative
@@ -65,53 +61,41 @@ def read_interval_text(
     it, or the ``summit`` of a narrowPeak where it is known), and `flank` bases more on either side;
     N stands past the end of a contig, with an IntervalWarning. With `orient`, intervals on the
     strand ``-`` are read as their reverse complement. Rows that are not on the genome are left out
-    with a LeftOutWarning, or refused when `strict`; errors name file and row or line.
+    with a LeftOutWarning, or refused when `strict`.
     """
     path = Path(path)
     label = (label,) if isinstance(label, str) else label
     table, columns = _read_intervals(path, store, label, strict)
     start, end = _bounds(path, table, length, flank, center)
     labels = list(zip(*(_cells(table[name]) for name in columns), strict=True))
-    reverse = [value == str(Strand.REVERSE) for value in table["strand"]] if orient else None
-    size = {contig.name: contig.length for contig in store.contigs}
     intervals: list[Interval] = []
     sequences: list[str] = []
     past = 0
-    for row, contig in enumerate(table["contig"]):
-        first, last = int(start[row]), int(end[row])
-        turned = reverse is not None and reverse[row]
-        strand = Strand.REVERSE if turned else Strand.FORWARD
-        past += first < 0 or last > size[contig]
-        # An interval begins on its contig; the sequence keeps its full width.
-        codes = _fetch(store, contig, first, last)
-        sequences.append(alphabet.decode(alphabet.reverse_complement(codes) if turned else codes))
-        intervals.append(Interval(contig, max(0, first), min(last, size[contig]), strand))
+    rows = zip(table["contig"], start.tolist(), end.tolist(), table["strand"], strict=True)
+    for contig, first, last, strand in rows:
+        turned = orient and strand == Strand.REVERSE
+        wide = Interval(contig, first, last, Strand.REVERSE if turned else Strand.FORWARD)
+        # An interval lies on its contig; the sequence keeps its full width.
+        size = store.contig(contig).length
+        past += first < 0 or last > size
+        sequences.append(alphabet.decode(store.fetch(wide, "n")))
+        intervals.append(replace(wide, start=max(0, first), end=min(last, size)))
     if past:
-        warn(
-            f"{past:,} of {len(sequences):,} intervals of {path} reach past the end of their "
-            "contig once they are widened; N stands for the missing bases",
-            IntervalWarning,
-        )
+        text = f"{past:,} of {len(sequences):,} intervals of {path} reach past the end of their "
+        text += "contig once they are widened; N stands for the missing bases"
+        warn(text, IntervalWarning)
     names = [f"{path}, row {i + 1:,} ({where})" for i, where in enumerate(intervals)]
-    return LabelTable(
-        str(path), sequences, labels, tuple(columns), names, tuple(intervals)
-    ).checked()
+    found = LabelTable(str(path), sequences, labels, columns, names, tuple(intervals))
+    return found.checked()
 
 
 def _suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz").removesuffix(".bgz")).suffix
 
 
-def _fetch(store: Genome, contig: str, first: int, last: int) -> npt.NDArray[np.uint8]:
-    index = np.array([store.contig_index(contig)])
-    codes = store.fetch_many(index, np.array([first]), last - first)[0]
-    return np.where(codes == alphabet.PAD, np.uint8(alphabet.N), codes)
-
-
 def _read_intervals(
     path: Path, store: Genome, label: Sequence[str] | None, strict: bool
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Read the table, and find the label columns."""
     import polars as pl
 
     from megabase.genome.tables import read_bed, read_gff, read_vcf
@@ -124,26 +108,21 @@ def _read_intervals(
         )
     if not path.is_file():
         raise InputError(f"there is no file {path}")
+    if label is None and suffix in _VCF:
+        raise InputError(f"{path} is a VCF: name the label (table.label), a key of its INFO column")
+    label = label or (("type",) if suffix in _GFF else ("name",))
+    gff, vcf = ("source", "type", "score", "strand", "phase"), ("filter", "id", "qual")
+    keys = [name for name in label if name not in (vcf if suffix in _VCF else gff)]
     if suffix in _VCF:
-        if label is None:
-            raise InputError(
-                f"{path} is a VCF: name the label (table.label), a key of its INFO column"
-            )
-        keys = [name for name in label if name not in ("filter", "id", "qual")]
         table = read_vcf(path, store, info=keys, strict=strict)
     elif suffix in _GFF:
-        label = label or ("type",)
-        own = ("source", "type", "score", "strand", "phase")
-        keys = [name for name in label if name not in own]
         table = read_gff(path, store, attributes=keys, strict=strict)
     else:
-        label = label or ("name",)
         table = read_bed(path, store, strict=strict)
     if table.is_empty():
         raise InputError(f"{path} holds no interval")
     for name in label:
-        missing = name not in table.columns
-        if missing or (suffix not in _BED and table[name].is_null().all()):
+        if name not in table.columns or (suffix not in _BED and table[name].is_null().all()):
             there = "attributes or INFO keys" if suffix not in _BED else "columns"
             raise InputError(
                 f"{path} has no label {name!r} in its {there}; it has "
@@ -201,87 +180,75 @@ def divide_rows(
     contig = np.array([store.contig_index(i.contig) for i in intervals], dtype=np.int64)
     start = np.array([i.start for i in intervals], dtype=np.int64)
     end = np.array([i.end for i in intervals], dtype=np.int64)
-    touched = {
-        "valid": valid.overlap(contig, start, end), "test": test.overlap(contig, start, end)
-    }  # fmt: skip
-    both = np.flatnonzero(touched["valid"] & touched["test"])
+    held, tested = valid.overlap(contig, start, end), test.overlap(contig, start, end)
+    both = np.flatnonzero(held & tested)
     if len(both):
         raise InputError(
             f"{text.where(int(both[0]))}: the sequence touches both valid and test places "
             f"({len(both):,} rows do); leave a gap between them"
         )
-    free = ~(touched["valid"] | touched["test"])
+    free = ~(held | tested)
     chosen = free if train is None else free & train.overlap(contig, start, end)
     left_out = int((free & ~chosen).sum())
     if left_out:
-        warn(
-            f"{left_out:,} of {len(intervals):,} intervals of {text.source} lie in no split and "
-            "are left out",
-            IntervalWarning,
-        )
-    parts = {"train": chosen, **touched}
+        rows = f"{left_out:,} of {len(intervals):,} intervals of {text.source}"
+        warn(f"{rows} lie in no split and are left out", IntervalWarning)
     if not chosen.any():
         raise InputError(f"no interval of {text.source} is left for training")
+    parts = {"train": chosen, "valid": held, "test": tested}
     return {name: text.take(np.flatnonzero(rows)) for name, rows in parts.items() if rows.any()}
 
 
 class _Features(NamedTuple):
-    """Intervals of a genome with a class, sorted by contig."""
+    """Intervals of a genome, sorted by contig (its index), with the number of their class, (n,)."""
 
     contig: _Ints
-    """Index of the contig, (n,), in increasing order."""
     start: _Ints
-    """First base, (n,)."""
     end: _Ints
-    """Base after the last, (n,)."""
     label: npt.NDArray[np.int16]
-    """Class number, (n,)."""
-    classes: tuple[str, ...]
-    """Names by number; 0 is the background, the others are sorted."""
-    priority: tuple[int, ...]
-    """Class numbers, the one that wins where features overlap first."""
+    classes: tuple[str, ...]  # names by number; 0 is the background, the others are sorted
+    priority: tuple[int, ...]  # class numbers, the one that wins where features overlap first
     kind = "nucleotides"
     bin = 1
     unknown = IGNORED
 
     def of_contig(self, store: Genome, index: int) -> _Read:
-        """Give what reads the classes between two bases of a contig, (bases,)."""
         painted = self.paint(index, int(store.lengths[index]))
         return lambda first, last: painted[first:last]
 
     def paint(self, contig: int, length: int) -> npt.NDArray[np.int16]:
-        """Give the class of every base of a contig, (length,)."""
         painted = np.zeros(length, dtype=np.int16)
         first, last = np.searchsorted(self.contig, [contig, contig + 1])
-        starts, ends, labels = (x[first:last] for x in (self.start, self.end, self.label))
         for number in reversed(self.priority):
-            chosen = labels == number
-            for start, end in zip(starts[chosen], ends[chosen], strict=True):
+            chosen = first + np.flatnonzero(self.label[first:last] == number)
+            for start, end in zip(self.start[chosen], self.end[chosen], strict=True):
                 painted[start:end] = number
         return painted
 
 
 def read_features(
-    store: Genome,
-    paths: Iterable[str | Path],
-    types: Sequence[str] = (),
-    *,
-    background: str = "background",
-    strand: FeatureStrand = "either",
-    strict: bool = False,
-) -> _Features:
+    store: Genome, paths: Iterable[str | Path], types: Sequence[str] = (), *,
+    background: str = "background", strand: FeatureStrand = "either", strict: bool = False,
+) -> _Features:  # fmt: skip
     """Read features (BED, narrowPeak, broadPeak, GFF3 or GTF) and name their classes.
 
     `types` say which rows count: types of a GFF (its third column), names of a BED (its fourth).
     Each is a class of its own, or of another name: ``CDS=coding``. Where features overlap, the type
     that is named first wins. Empty, for BED files only: all rows are the class ``feature``.
-    `background` names the class of all other bases; its number is 0, so with one type the feature
-    is the second class, which metrics take as the positive one. Features that are not on the genome
-    are left out with a LeftOutWarning, or refused when `strict`.
+    `background` names the class 0 of all other bases: one type is the second class, the positive
+    one. Features that are not on the genome are left out (LeftOutWarning), or refused if `strict`.
     """
     import polars as pl
 
-    names = _class_of_type(types, background)
+    names: dict[str, str] = {}
+    for text in types or (_ALL,):
+        kind, _, name = text.partition("=")
+        names[kind] = name or kind
+        if not kind or names[kind] == background:
+            raise InputError(
+                f"{text!r} is not a type of features; expected TYPE or TYPE=NAME, with a name "
+                f"other than that of the background ({background})"
+            )
     files = [Path(path) for path in paths]
     if not files:
         raise InputError("no file of features is named; expected BED or GFF files")
@@ -305,8 +272,7 @@ def read_features(
         tables.append(table)
     if unusable is not None and not tables:
         raise unusable
-    absent = [name for name in names if name not in found] if types else []
-    if absent:
+    if absent := [name for name in names if types and name not in found]:
         raise InputError(
             f"no row of {', '.join(map(str, files))} is of the type {absent[0]!r}; "
             "name types that the third column of the GFF (the fourth of the BED) has"
@@ -320,21 +286,7 @@ def read_features(
     return _Features(contig[order], start[order], end[order], label[order], classes, priority)
 
 
-def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for text in types or (_ALL,):
-        kind, _, name = text.partition("=")
-        names[kind] = name or kind
-        if not kind or names[kind] == background:
-            raise InputError(
-                f"{text!r} is not a type of features; expected TYPE or TYPE=NAME, with a name "
-                f"other than that of the background ({background})"
-            )
-    return names
-
-
 def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool) -> pl.DataFrame:
-    """Read a file into contig, start, end, strand and type, with the row's place in the file."""
     import polars as pl
 
     from megabase.genome.tables import read_bed, read_gff
@@ -342,12 +294,9 @@ def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool
     suffix = _suffix(path)
     if suffix in _GFF:
         if not types_given:
-            raise InputError(
-                f"{path} is a GFF: name the types that count (genome.types), such as CDS"
-            )
-        return read_gff(path, store, strict=strict).select(
-            "contig", "start", "end", "strand", "type"
-        )
+            raise InputError(f"{path} is a GFF: name the types that count (genome.types)")
+        table = read_gff(path, store, strict=strict)
+        return table.select("contig", "start", "end", "strand", "type")
     if suffix not in _BED:
         raise InputError(
             f"{path} is not a file of features; expected a name ending in "
@@ -355,9 +304,7 @@ def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool
         )
     table = read_bed(path, store, strict=strict)
     if types_given and "name" not in table.columns:
-        raise InputError(
-            f"{path} has no fourth column, so no row is of one of the types (genome.types)"
-        )
+        raise InputError(f"{path} has no fourth column, so no row is of the types (genome.types)")
     strand = pl.col("strand") if "strand" in table.columns else pl.lit(str(Strand.UNSTRANDED))
     kind = pl.col("name") if types_given else pl.lit(_ALL)
     return table.select("contig", "start", "end", strand.alias("strand"), kind.alias("type"))
@@ -367,7 +314,6 @@ class _Tracks(NamedTuple):
     """Signals of a genome, and what the number of a bin is of the numbers of its bases."""
 
     classes: tuple[str, ...]
-    """Names of the tracks."""
     signals: tuple[Signal, ...]
     bin: int
     statistic: str
@@ -376,7 +322,6 @@ class _Tracks(NamedTuple):
     unknown = np.nan
 
     def of_contig(self, store: Genome, index: int) -> _Read:
-        """Give what reads the bins between two bases of a contig, float32 (bins, tracks)."""
         name = store.contigs[index].name
         step = max(1, _PIECE // self.bin) * self.bin
 
@@ -402,13 +347,9 @@ class _Tracks(NamedTuple):
 
 
 def read_tracks(
-    store: Genome,
-    files: Iterable[str],
-    *,
-    bin: int = 1,
-    statistic: Literal["mean", "sum"] = "mean",
-    missing: Literal["zero", "masked"] = "zero",
-) -> _Tracks:
+    store: Genome, files: Iterable[str], *, bin: int = 1,
+    statistic: Literal["mean", "sum"] = "mean", missing: Literal["zero", "masked"] = "zero",
+) -> _Tracks:  # fmt: skip
     """Open tracks, each ``NAME=FILE`` of a bigWig or bedGraph file.
 
     The number of `bin` bases, counted from the start of a contig, is the `statistic` of the numbers
@@ -426,12 +367,9 @@ def read_tracks(
         signal = signals[name] = Signal(path, store)
         lacking = [contig.name for contig in store.contigs if contig.name not in signal.contigs]
         if lacking:
-            warn(
-                f"{path} has nothing on {len(lacking):,} contigs of the genome, first "
-                f"{lacking[0]}: their bases "
-                + ("count as 0" if missing == "zero" else "have no number"),
-                IntervalWarning,
-            )
+            where = f"{len(lacking):,} contigs of the genome, first {lacking[0]}"
+            what = "count as 0" if missing == "zero" else "have no number"
+            warn(f"{path} has nothing on {where}: their bases {what}", IntervalWarning)
     return _Tracks(tuple(signals), tuple(signals.values()), bin, statistic, missing)
 
 
@@ -476,12 +414,6 @@ def label_windows(
     values, offsets = Ragged.of(codes)
     text = LabelTable(str(store.path), [], [], ("label",), intervals=tuple(intervals))
     return LabeledSequences(
-        values,
-        offsets,
-        np.concatenate(labels),
-        cast("Any", source.kind),
-        source.classes,
-        text,
-        np.arange(len(codes), dtype=np.int64),
-        size,
-    )
+        values, offsets, np.concatenate(labels), cast("Any", source.kind), source.classes, text,
+        np.arange(len(codes), dtype=np.int64), size,
+    )  # fmt: skip

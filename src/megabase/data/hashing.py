@@ -56,8 +56,19 @@ class Draws:
     def below(
         self, indices: npt.NDArray[np.int64], bound: int | npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """Give integers uniform in [0, bound), bound in [1, 2**63)."""
-        return _uniform_below(self.bits(indices), bound)
+        """Give integers (int64) uniform in [0, bound), bound in [1, 2**63).
+
+        The upper half of the 128-bit product bits * bound: no value is likelier than another by
+        more than bound / 2**64 (1.7e-10 for three billion positions); a remainder would favor
+        small ones.
+        """
+        bits, b = self.bits(indices), np.asarray(bound, dtype=np.int64).astype(np.uint64)
+        low32, by32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+        bits_low, bits_high = bits & low32, bits >> by32
+        b_low, b_high = b & low32, b >> by32
+        middle = bits_high * b_low + ((bits_low * b_low) >> by32)
+        other = bits_low * b_high + (middle & low32)
+        return (bits_high * b_high + (middle >> by32) + (other >> by32)).astype(np.int64)
 
     def permute(
         self, places: npt.NDArray[np.int64], size: int, which: npt.NDArray[np.int64]
@@ -83,20 +94,3 @@ class Draws:
             value[pending] = current
             pending = pending[current >= np.uint64(size)]
         return value.astype(np.int64)
-
-
-def _uniform_below(
-    bits: npt.NDArray[np.uint64], bound: int | npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Turn random bits into integers (int64) uniform in [0, bound).
-
-    The upper half of the 128-bit product bits * bound. No value is likelier than another by more
-    than bound / 2**64 (1.7e-10 for three billion positions); a remainder would favor small ones.
-    """
-    b = np.asarray(bound, dtype=np.int64).astype(np.uint64)
-    low32, by32 = np.uint64(0xFFFFFFFF), np.uint64(32)
-    bits_low, bits_high = bits & low32, bits >> by32
-    b_low, b_high = b & low32, b >> by32
-    middle = bits_high * b_low + ((bits_low * b_low) >> by32)
-    other = bits_low * b_high + (middle & low32)
-    return (bits_high * b_high + (middle >> by32) + (other >> by32)).astype(np.int64)

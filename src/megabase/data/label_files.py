@@ -45,8 +45,7 @@ TABLE_SUFFIXES = (*_COMMA, *_TAB, *_PARQUET)
 """Endings of tables, .gz left out."""
 _KINDS = (*TABLE_SUFFIXES, *_FASTA)  # the files that are read
 _MAGIC = b"PAR1"  # at both ends of a Parquet file
-_DEPTH = 16
-"""Nesting of Thrift structures; a footer of real tables has less than ten levels."""
+_DEPTH = 16  # nesting of Thrift structures; a footer of real tables has less than ten levels
 _SHRINK = 2_000
 """Snappy and LZ4 shrink at most 21 and 255 times, gzip 1,032 times; runs and dictionaries more."""
 _SPARE = 1 << 20  # a small column may expand more: a megabyte is always fine
@@ -55,10 +54,9 @@ _BIOTYPE = re.compile(r"\bgene_biotype:(\S+)")
 
 
 def find_splits(folder: str | Path) -> dict[str, Path]:
-    """Find train, valid (or val, dev, validation) and test in a folder, as files or subfolders.
+    """Find train, valid (or val, dev, validation) and test in a folder: split to file or subfolder.
 
-    Gives split name to path, empty when the folder holds none; an InputError when one is there
-    twice.
+    Empty when the folder holds none; an InputError when one is there twice.
     """
     found: dict[str, Path] = {}
     paths = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
@@ -68,21 +66,16 @@ def find_splits(folder: str | Path) -> dict[str, Path]:
             if stem not in names or not (path.is_dir() or _suffix(path) in _KINDS):
                 continue
             if split in found:
-                raise InputError(
-                    f"{folder} holds two {split} splits, {found[split].name} and {path.name}; "
-                    "name the files one by one"
-                )
+                two = f"{found[split].name} and {path.name}; name the files one by one"
+                raise InputError(f"{folder} holds two {split} splits, {two}")
             found[split] = path
     return found
 
 
 def read_text(
-    path: str | Path,
-    *,
-    sequence: str | None = None,
-    label: str | Sequence[str] | None = None,
+    path: str | Path, *, sequence: str | None = None, label: str | Sequence[str] | None = None,
     fasta_label: FastaLabel = "last_word",
-) -> LabelTable:
+) -> LabelTable:  # fmt: skip
     """Read a file or folder of labeled sequences; of a folder, sorted by class and name.
 
     `path` is CSV or TSV (plain or gzip) with a header, Parquet, FASTA (plain or gzip) with the
@@ -92,23 +85,20 @@ def read_text(
     without files, or an empty sequence or label.
     """
     path = Path(path)
+    suffix = _suffix(path)
     if path.is_dir():
-        text = _read_folder(path)
-    elif not path.exists():
+        return _read_folder(path).checked()
+    if not path.exists():
         raise InputError(f"there is no file {path}")
-    else:
-        suffix = _suffix(path)
-        if suffix not in _KINDS:
-            fastq = "FASTQ: turn it into FASTA first" if suffix in _FASTQ else "of no known kind"
-            raise InputError(
-                f"{path} is {fastq}; expected a name ending in {', '.join(_KINDS)} "
-                "(.gz too), or a folder CLASS/NAME.txt (intervals need genome.store)"
-            )
-        if suffix in _FASTA:
-            text = _read_fasta(path, fasta_label)
-        else:
-            text = _read_table(path, read_frame(path), sequence, label)
-    return text.checked()
+    if suffix not in _KINDS:
+        fastq = "FASTQ: turn it into FASTA first" if suffix in _FASTQ else "of no known kind"
+        raise InputError(
+            f"{path} is {fastq}; expected a name ending in {', '.join(_KINDS)} "
+            "(.gz too), or a folder CLASS/NAME.txt (intervals need genome.store)"
+        )
+    if suffix in _FASTA:
+        return _read_fasta(path, fasta_label).checked()
+    return _read_table(path, sequence, label).checked()
 
 
 def _suffix(path: Path) -> str:
@@ -161,19 +151,22 @@ def _cells(path: Path, separator: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _read_table(
-    path: Path, frame: pl.DataFrame, sequence: str | None, label: str | Sequence[str] | None
-) -> LabelTable:
-    import polars as pl
-
-    columns = frame.columns
+def _read_table(path: Path, sequence: str | None, label: str | Sequence[str] | None) -> LabelTable:
+    frame = read_frame(path)
     wanted = _LABEL_NAMES if label is None else (label,) if isinstance(label, str) else tuple(label)
-    letters = _column(path, columns, (sequence,) if sequence else _SEQUENCE_NAMES, "sequence")
+    names = (sequence,) if sequence else _SEQUENCE_NAMES
+    letters = _column(path, frame.columns, names, "sequence")
     for name in wanted:
-        _column(path, columns, (name,), "label")
-    texts = frame.select(pl.col(letters, *wanted).cast(pl.String).fill_null("").str.strip_chars())
+        _column(path, frame.columns, (name,), "label")
+    texts = _stripped(frame, [letters, *wanted])
     labels = list(texts.select(wanted).iter_rows())
     return LabelTable(str(path), texts[letters].to_list(), labels, wanted)
+
+
+def _stripped(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    import polars as pl
+
+    return frame.select(pl.col(columns).cast(pl.String).fill_null("").str.strip_chars())
 
 
 def read_sequence_table(
@@ -184,22 +177,16 @@ def read_sequence_table(
     The name is the column ``name`` or ``id``, else the number of the row, from 1. An InputError
     names file and row of what is missing.
     """
-    import polars as pl
-
     path = Path(path)
     frame = read_frame(path)
     names = (sequence,) if sequence else _SEQUENCE_NAMES
     column = _column(path, frame.columns, names, "sequence", bare=True)
-    named = next((name for name in _ROW_NAMES if name in frame.columns and name != column), None)
-    wanted = [column] if named is None else [column, named]
-    texts = frame.select(pl.col(wanted).cast(pl.String).fill_null("").str.strip_chars())
-    sequences = texts[column].to_list()
-    if not sequences:
-        raise InputError(f"{path} holds no sequence; expected one in each row")
-    if "" in sequences:
-        raise InputError(f"{path}, row {sequences.index('') + 1:,}: the sequence is empty")
-    numbers = [str(row + 1) for row in range(len(sequences))]
-    return numbers if named is None else texts[named].to_list(), sequences
+    named = [name for name in _ROW_NAMES if name in frame.columns and name != column][:1]
+    texts = _stripped(frame, [column, *named])
+    found = LabelTable(str(path), texts[column].to_list(), [()] * len(texts), ()).checked()
+    if named:
+        return texts[named[0]].to_list(), found.sequences
+    return [str(row + 1) for row in range(len(texts))], found.sequences
 
 
 def _column(
@@ -215,9 +202,7 @@ def _column(
 
 
 def _read_fasta(path: Path, rule: FastaLabel) -> LabelTable:
-    names: list[str] = []
-    labels: list[tuple[str, ...]] = []
-    pieces: list[list[str]] = []
+    names, labels, pieces = [], [], []
     for number, line in numbered_lines(path):
         if line.startswith(">"):
             header = line[1:].strip()
@@ -239,9 +224,8 @@ def _label_of(header: str, rule: FastaLabel, where: str) -> str:
         return biotype.group(1)
     words = [word for word in re.split(r"[\s|]+", header) if word]
     if len(words) < 2:
-        raise InputError(
-            f"{where}: the header {header!r} has no label; expected >NAME LABEL or >NAME|LABEL"
-        )
+        expected = "expected >NAME LABEL or >NAME|LABEL"
+        raise InputError(f"{where}: the header {header!r} has no label; {expected}")
     return re.sub(r"^(label|class)[=:]", "", words[-1], flags=re.IGNORECASE)
 
 
@@ -249,18 +233,15 @@ def _read_folder(path: Path) -> LabelTable:
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise InputError(f"{path} has no class folders; expected {path}/CLASS/NAME.txt")
-    sequences: list[str] = []
-    labels: list[tuple[str, ...]] = []
-    names: list[str] = []
+    found: list[Path] = []
     for folder in classes:
         files = sorted(folder.glob("*.txt"))
         if not files:
             raise InputError(f"the class folder {folder} holds no NAME.txt; fill it or remove it")
-        for file in files:
-            sequences.append("".join(file.read_text(encoding="latin-1").split()))
-            labels.append((folder.name,))
-            names.append(str(file))
-    return LabelTable(str(path), sequences, labels, ("label",), names)
+        found += files
+    sequences = ["".join(file.read_text(encoding="latin-1").split()) for file in found]
+    labels = [(file.parent.name,) for file in found]
+    return LabelTable(str(path), sequences, labels, ("label",), list(map(str, found)))
 
 
 class _Thrift:
@@ -289,10 +270,13 @@ class _Thrift:
         value = self.varint()
         return (value >> 1) ^ -(value & 1)
 
+    def room(self, count: int) -> int:
+        if count > self.end - self.at:
+            raise ValueError("a text, list or table is longer than the file")
+        return count
+
     def skip(self, length: int) -> None:
-        if length > self.end - self.at:
-            raise ValueError("a text is longer than the file")
-        self.at += length
+        self.at += self.room(length)
 
     def value(self, kind: int, depth: int, inside: bool = False) -> Any:
         if depth > _DEPTH:
@@ -304,23 +288,19 @@ class _Thrift:
         if kind in (4, 5, 6):
             return self.integer()
         if kind in (7, 8):
-            self.skip(8 if kind == 7 else self.varint())
-            return None
+            return self.skip(8 if kind == 7 else self.varint())
         if kind in (9, 10):
             head = self.byte()
             count = self.varint() if head >> 4 == 15 else head >> 4
-            if count > self.end - self.at:
-                raise ValueError("a list is longer than the file")
-            return [self.value(head & 15, depth + 1, True) for _ in range(count)]
+            return [self.value(head & 15, depth + 1, True) for _ in range(self.room(count))]
         if kind == 11:
             count = self.varint()
             kinds = self.byte() if count else 0
-            if count > self.end - self.at:
-                raise ValueError("a table is longer than the file")
-            for _ in range(count):
-                self.value(kinds >> 4, depth + 1, True)
-                self.value(kinds & 15, depth + 1, True)
-            return None
+            return [
+                self.value(one, depth + 1, True)
+                for _ in range(self.room(count))
+                for one in (kinds >> 4, kinds & 15)
+            ]
         if kind == 12:
             return self.struct(depth + 1)
         raise ValueError(f"{kind} is not the kind of a field")
@@ -366,7 +346,7 @@ def _check(path: Path) -> None:
 
 def _check_column(raw: Any, footer: int, column: dict[int, Any], rows: int) -> None:
     values, length = column[5], column[7]
-    start = min(offset for offset in (column[9], column.get(11) or column[9]))
+    start = min(column[9], column.get(11) or column[9])
     if not 4 <= start <= start + length <= footer:
         raise ValueError("a column lies outside the file")
     if not 0 <= rows <= values <= _SHRINK * length + _SPARE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +41,7 @@ class Ragged(NamedTuple):
     """Arrays of different lengths in one buffer; row i is ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: npt.NDArray[Any]
-    offsets: npt.NDArray[np.int64]
+    offsets: _Rows
 
     @classmethod
     def of(cls, rows: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.uint8) -> Ragged:
@@ -50,7 +50,7 @@ class Ragged(NamedTuple):
         return cls(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> _Rows:
         """Values of each row."""
         return np.diff(self.offsets)
 
@@ -58,7 +58,7 @@ class Ragged(NamedTuple):
         """Give the values of a row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Ragged:
+    def take(self, rows: _Rows) -> Ragged:
         """Give some of the rows, in the given order."""
         return Ragged.of([self.row(int(i)) for i in rows], self.values.dtype)
 
@@ -111,10 +111,7 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class LabeledSequences:
-    """Sequences with their labels.
-
-    Sequence i is ``codes[offsets[i]:offsets[i + 1]]``.
-    """
+    """Sequences with their labels; sequence i is ``codes[offsets[i]:offsets[i + 1]]``."""
 
     codes: npt.NDArray[np.uint8]
     """Base codes of all sequences, one after the other."""
@@ -125,7 +122,6 @@ class LabeledSequences:
     nucleotides int16, a class number for each of `codes`, where -100 is a base without label; for
     tracks float32 (bins, K), a number for each `bin` of `codes`."""
     kind: Kind
-    """What the labels are."""
     classes: tuple[str, ...]
     """Names of the classes, of the labels, or of the numbers."""
     text: LabelTable
@@ -139,7 +135,7 @@ class LabeledSequences:
         return len(self.rows)
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> _Rows:
         """Bases of each sequence, (n,)."""
         return np.diff(self.offsets)
 
@@ -199,37 +195,39 @@ def label_splits(
 
     ``train`` must be there. With `kind` ``auto``, several columns, or cells of several 0s and 1s
     separated by blanks, commas or semicolons, are yes-or-no labels; numbers with a fraction are
-    numbers; anything else is a class name. Labels of nucleotides are never guessed.
-
-    An InputError names file and row: for letters that are not DNA, a label that no training example
-    has or of the wrong form, training examples of fewer than two classes, or splits with other
-    columns.
+    numbers; anything else is a class name. An InputError names file and row of letters that are not
+    DNA, a label that no training example has or of the wrong form, or says that there are fewer
+    than two classes, or splits with other columns.
     """
     train = texts["train"]
     found = _guess(train) if kind == "auto" else kind
     classes = _class_names(train, found)
-    return {name: _number(text, found, classes, train) for name, text in texts.items()}
+    read = {"nucleotides": _nucleotide_numbers, "classes": _class_numbers}.get(found)
+    splits: dict[str, LabeledSequences] = {}
+    for name, text in texts.items():
+        if text.columns != train.columns:
+            raise InputError(
+                f"{text.source} has the labels {', '.join(text.columns)}, the training rows "
+                f"{', '.join(train.columns)}"
+            )
+        labels = read(text, classes) if read else _floats(text, found, classes)
+        rows = np.arange(len(text.labels), dtype=np.int64)
+        splits[name] = LabeledSequences(*_encode(text), labels, found, classes, text, rows)
+    return splits
 
 
 def _guess(text: LabelTable) -> Kind:
     cells = {cell for row in text.labels for cell in row}
-    if len(text.columns) > 1:
-        return "multi_label" if all(_is_flag(cell) for cell in cells) else "regression"
-    if all(_is_flags(cell) for cell in cells):
-        return "multi_label"
     numbers = [_number_of(cell) for cell in cells]
+    if len(text.columns) > 1:
+        return "multi_label" if all(n in (0.0, 1.0) for n in numbers) else "regression"
+    digits = {cell.translate(_SEPARATORS) for cell in cells}
+    flags = all(len(each) > 1 and set(each) <= {"0", "1"} for each in digits)
+    if flags and digits.isdisjoint(cells):
+        return "multi_label"
     if all(n is not None for n in numbers) and any(n is not None and n % 1 for n in numbers):
         return "regression"
     return "classes"
-
-
-def _is_flag(cell: str) -> bool:
-    return _number_of(cell) in (0.0, 1.0)
-
-
-def _is_flags(cell: str) -> bool:
-    digits = cell.translate(_SEPARATORS)
-    return digits != cell and len(digits) > 1 and set(digits) <= {"0", "1"}
 
 
 def _number_of(cell: str) -> float | None:
@@ -240,72 +238,30 @@ def _number_of(cell: str) -> float | None:
 
 
 def _class_names(train: LabelTable, kind: Kind) -> tuple[str, ...]:
-    several = len(train.columns) > 1
+    several, along = len(train.columns) > 1, kind == "nucleotides"
     if kind == "regression" or (kind == "multi_label" and several):
         return train.columns
     if kind == "multi_label":
         width = len(train.labels[0][0].translate(_SEPARATORS))
         return tuple(f"{train.columns[0]}_{i}" for i in range(width))
-    if kind == "nucleotides":
-        return _nucleotide_class_names(train)
     if several:
-        raise InputError(
-            f"{train.source}: classes come from one column, found {', '.join(train.columns)}; "
-            "several columns are for kind multi_label or regression"
-        )
-    names = {row[0] for row in train.labels}
-    if len(names) < 2:
-        raise InputError(
-            f"{train.source} has only the class {next(iter(names))!r}; training needs two or more"
-        )
-    return _sorted_names(names)
-
-
-def _sorted_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort class names: as numbers when all are whole numbers, else as text."""
-    given = set(names)
-    if all(name.lstrip("-").isdecimal() for name in given):
-        return tuple(sorted(given, key=lambda name: (int(name), name)))
-    return tuple(sorted(given))
-
-
-def _number(
-    text: LabelTable, kind: Kind, classes: tuple[str, ...], train: LabelTable
-) -> LabeledSequences:
-    if text.columns != train.columns:
-        raise InputError(
-            f"{text.source} has the labels {', '.join(text.columns)}, the training rows "
-            f"{', '.join(train.columns)}"
-        )
-    if kind == "nucleotides":
-        labels: npt.NDArray[Any] = _nucleotide_numbers(text, classes)
-    elif kind == "classes":
-        labels = _class_numbers(text, classes)
-    else:
-        labels = _floats(text, kind, classes)
-    codes, offsets = _encode(text)
-    rows = np.arange(len(text.labels), dtype=np.int64)
-    return LabeledSequences(codes, offsets, labels, kind, classes, text, rows)
-
-
-def _nucleotide_class_names(train: LabelTable) -> tuple[str, ...]:
-    if len(train.columns) > 1:
-        raise InputError(
-            f"{train.source}: labels of nucleotides come from one column, found "
-            f"{', '.join(train.columns)}"
-        )
-    names = {symbol for row in train.labels for symbol in _symbols(row[0])} - {_UNKNOWN}
-    if not 2 <= len(names) <= _MOST_CLASSES:
-        found = f"only the class {next(iter(names))!r}" if len(names) == 1 else "no class"
-        found = f"{len(names):,} classes" if len(names) > _MOST_CLASSES else found
-        raise InputError(
-            f"{train.source}: its labels of nucleotides have {found}; training needs two or more"
-        )
-    return _sorted_names(names)
+        what = "labels of nucleotides" if along else "classes"
+        more = "" if along else "; several columns are for kind multi_label or regression"
+        found = ", ".join(train.columns)
+        raise InputError(f"{train.source}: {what} come from one column, found {found}{more}")
+    names = {name for row in train.labels for name in (_symbols(row[0]) if along else row)}
+    names -= {_UNKNOWN} if along else set()
+    if len(names) < 2 or (along and len(names) > _MOST_CLASSES):
+        found = f"only the class {next(iter(names))!r}" if names else "no class"
+        found = f"{len(names):,} classes" if len(names) > 1 else found
+        has = ": its labels of nucleotides have" if along else " has"
+        raise InputError(f"{train.source}{has} {found}; training needs two or more")
+    if all(name.lstrip("-").isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
 
 
 def _nucleotide_numbers(text: LabelTable, classes: Sequence[str]) -> npt.NDArray[np.int16]:
-    """Turn label cells into class numbers, one for each base."""
     number = {name: i for i, name in enumerate(classes)}
     number[_UNKNOWN] = IGNORED
     parts: list[npt.NDArray[np.int16]] = []
@@ -319,10 +275,9 @@ def _nucleotide_numbers(text: LabelTable, classes: Sequence[str]) -> npt.NDArray
         try:
             found = [number[symbol] for symbol in symbols]
         except KeyError as error:
-            raise InputError(
-                f"{text.where(row)}: the label {error.args[0]!r} occurs in no training row (there "
-                f"are {_shown(classes)})"
-            ) from None
+            found = f"the label {error.args[0]!r} occurs in no training row"
+            known = f"(there are {_shown(classes)})"
+            raise InputError(f"{text.where(row)}: {found} {known}") from None
         parts.append(np.array(found, dtype=np.int16))
     return Ragged.of(parts, np.int16).values
 
@@ -357,29 +312,22 @@ def _floats(text: LabelTable, kind: Kind, classes: tuple[str, ...]) -> npt.NDArr
         if joined:
             cells = tuple(cells[0].translate(_SEPARATORS))
             if len(cells) != len(classes):
-                raise InputError(
-                    f"{text.where(row)}: {len(cells)} labels, where the first training row has "
-                    f"{len(classes)}"
-                )
+                found = f"{len(cells)} labels, where the first training row has {len(classes)}"
+                raise InputError(f"{text.where(row)}: {found}")
         for column, cell in enumerate(cells):
-            value = _number_of(cell)
-            known = value is not None and not np.isnan(value)
-            if (
-                value is None
-                or (kind == "multi_label" and value not in (0.0, 1.0))
-                or (known and abs(value) > _LARGEST)
-            ):
-                expected = "0 or 1" if kind == "multi_label" else "a finite number of 32 bits"
-                if value is None or known:
-                    raise InputError(
-                        f"{text.where(row)}: the label {classes[column]} is {cell!r}; "
-                        f"expected {expected} (nan where it is not known)"
-                    )
+            value, flag = _number_of(cell), kind == "multi_label"
+            fits = value in (0.0, 1.0) if flag else value is not None and abs(value) <= _LARGEST
+            if not fits and (value is None or not np.isnan(value)):
+                expected = "0 or 1" if flag else "a finite number of 32 bits"
+                raise InputError(
+                    f"{text.where(row)}: the label {classes[column]} is {cell!r}; "
+                    f"expected {expected} (nan where it is not known)"
+                )
             values[row, column] = value
     return values
 
 
-def _encode(text: LabelTable) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _encode(text: LabelTable) -> tuple[npt.NDArray[np.uint8], _Rows]:
     offsets = np.cumsum([0, *map(len, text.sequences)], dtype=np.int64)
     ambiguous: Counter[str] = Counter()
     try:
@@ -396,11 +344,8 @@ def _encode(text: LabelTable) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int
 
 
 def split_rows(
-    labels: npt.NDArray[Any],
-    fraction: float,
-    seed: int,
-    groups: npt.NDArray[np.int64] | None = None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    labels: npt.NDArray[Any], fraction: float, seed: int, groups: _Rows | None = None
+) -> tuple[_Rows, _Rows]:
     """Cut a share of the examples off at random, class by class when labels are class numbers.
 
     `groups` (n,), such as those of :func:`megabase.data.leaks.overlap_groups`, stay on one side. A
@@ -427,8 +372,8 @@ def split_rows(
 
 
 def _split_groups(
-    labels: npt.NDArray[Any], fraction: float, seed: int, groups: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    labels: npt.NDArray[Any], fraction: float, seed: int, groups: _Rows
+) -> tuple[_Rows, _Rows]:
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(sizes))
     cut = np.zeros(len(sizes), dtype=bool)
@@ -449,7 +394,7 @@ def _split_groups(
 
 
 def members_by_class(
-    labels: npt.NDArray[Any], member: npt.NDArray[np.int64], groups: int
+    labels: npt.NDArray[Any], member: _Rows, groups: int
 ) -> list[npt.NDArray[np.bool_]]:
     """Assign groups to the class that most of their rows have; one set for labels (n, K).
 
@@ -467,7 +412,7 @@ def members_by_class(
 
 def published_split(
     rows: int, seed: int, shares: Sequence[float] = (0.1, 0.9)
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[_Rows, _Rows]:
     """Split training rows into validation and training as the Caduceus paper does.
 
     ``torch.utils.data.random_split`` with the two `shares` and a generator of this seed (1 to 5 in

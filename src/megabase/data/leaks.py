@@ -1,8 +1,7 @@
 """Examples that occur more than once: the same, as their reverse complement, or nearly.
 
-Copies are found by a hash of the bases. An example is near another when at least a share
-``threshold`` of its distinct 16-mers, on either strand, lies in that one. Of large sets only a
-fixed share of all k-mers is looked at, chosen by hash, the same ones everywhere (FracMinHash).
+An example is near another when at least a share of its distinct 16-mers, on either strand, lies in
+that one. Of large sets only a share of all k-mers is looked at, chosen by hash (FracMinHash).
 """
 
 from __future__ import annotations
@@ -18,20 +17,16 @@ from megabase.data.hashing import mix64
 from megabase.data.labeled import LabeledSequences
 from megabase.data.regions import Regions
 from megabase.genome import alphabet
-from megabase.genome.kmers import canonical_kmers
+from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
 
 _K_NEAR = 16
 """Bases of a k-mer where examples are compared: a 16-mer rarely occurs twice by chance, and a few
 mutations leave many of them."""
-_K_GENOME = 31
-"""Bases of a k-mer in a genome: that of a mammal holds few of them by chance."""
-_MOST_KMERS = 20_000_000
-"""K-mers that are looked at: a few hundred megabytes."""
-_COMMON = 200
-"""K-mers in more rows than this are repeats and say nothing about two rows."""
-_CHUNK = 4_000_000
-"""Bases, or pairs of hits, that are worked on at a time: some 100 MB."""
+_K_GENOME = 31  # bases of a k-mer in a genome: that of a mammal holds few of them by chance
+_MOST_KMERS = 20_000_000  # K-mers that are looked at: a few hundred megabytes
+_COMMON = 200  # K-mers in more rows than this are repeats and say nothing about two rows
+_CHUNK = 4_000_000  # bases, or pairs of hits, that are worked on at a time: some 100 MB
 
 _Rows = npt.NDArray[np.int64]
 _Kmers = npt.NDArray[np.uint64]
@@ -50,8 +45,7 @@ class RowKmers(NamedTuple):
     @classmethod
     def of(cls, rows: LabeledSequences, every: int = 1, k: int = _K_NEAR) -> RowKmers:
         """Collect k-mers, or the 1/`every` of them that a hash selects."""
-        kmers: list[_Kmers] = [np.zeros(0, dtype=np.uint64)]
-        numbers: list[_Rows] = [np.zeros(0, dtype=np.int64)]
+        pairs = [(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))]
         for first, last in _pieces(rows.offsets):
             start, end = int(rows.offsets[first]), int(rows.offsets[last])
             found, keep = _sampled(rows.codes[start:end], k, every)
@@ -63,9 +57,8 @@ class RowKmers(NamedTuple):
             found, row = found[order], row[order]
             new = np.ones(len(found), dtype=bool)
             new[1:] = (found[1:] != found[:-1]) | (row[1:] != row[:-1])
-            kmers.append(found[new])
-            numbers.append(row[new])
-        return cls(np.concatenate(kmers), np.concatenate(numbers), len(rows))
+            pairs.append((found[new], row[new]))
+        return cls(*map(np.concatenate, zip(*pairs, strict=True)), len(rows))
 
     @classmethod
     def of_each(cls, splits: Mapping[str, LabeledSequences]) -> dict[str, RowKmers]:
@@ -74,19 +67,16 @@ class RowKmers(NamedTuple):
         return {name: cls.of(rows, every) for name, rows in splits.items()}
 
     def largest_shares(
-        self, others: RowKmers, labels: _Rows, classes: int, *, same: bool = False
+        self, others: RowKmers, labels: _Rows, classes: int
     ) -> npt.NDArray[np.float32]:
         """Give, by class, the largest share of a row's k-mers that one other row of it holds.
 
-        `labels` are the classes of the others; with `same` both sets are the same rows, and a row
-        is not compared with itself. Gives float32 (rows, classes), 0 to 1.
+        `labels` are the classes of the others, which may be the same set: then a row is not
+        compared with itself. Gives float32 (rows, classes), 0 to 1.
         """
         sizes = np.maximum(self.sizes, 1)
         found = np.zeros((self.rows, classes), dtype=np.float32)
         for row, other, shared in _shared_kmers(self, others):
-            if same:
-                apart = row != other
-                row, other, shared = row[apart], other[apart], shared[apart]
             np.maximum.at(found, (row, labels[other]), (shared / sizes[row]).astype(np.float32))
         return found
 
@@ -98,7 +88,7 @@ class RowKmers(NamedTuple):
 
 def _sampled(codes: npt.NDArray[np.uint8], k: int, every: int) -> tuple[_Kmers, _Mask]:
     """Pack all k-mers; say which are A, C, G, T only and selected by hash."""
-    found, keep = canonical_kmers(codes, k)
+    found, keep = pack_kmers(codes, k, canonical=True)
     if every > 1:
         keep &= mix64(found) % np.uint64(every) == 0
     return found, keep
@@ -123,8 +113,8 @@ def _sampling_rate(*sets: LabeledSequences) -> int:
 def _shared_kmers(one: RowKmers, two: RowKmers) -> Iterator[tuple[_Rows, _Rows, _Rows]]:
     """Count the k-mers that pairs of rows share: row of one, row of two and count, each pair once.
 
-    K-mers that more than 200 rows of the second set hold are left out. All pairs of a row of the
-    first set come in one piece; pieces are of about four million hits, so that memory stays small.
+    Of one set twice, pairs of different rows. K-mers that more than 200 rows of the second set hold
+    are left out. All pairs of a row of the first set come in one piece, of about four million hits.
     """
     kmers, row = one.kmers, one.row
     order = np.argsort(two.kmers, kind="stable")
@@ -142,26 +132,22 @@ def _shared_kmers(one: RowKmers, two: RowKmers) -> Iterator[tuple[_Rows, _Rows, 
         source = np.repeat(row[first:last], repeats)
         place = np.repeat(low[first:last] - (np.cumsum(repeats) - repeats), repeats)
         target = sorted_row[place + np.arange(len(source))]
+        if one is two:
+            source, target = source[source != target], target[source != target]
         pairs, shared = np.unique(source * others + target, return_counts=True)
         yield pairs // others, pairs % others, shared
         first = last
 
 
-def _near_pairs(
-    one: RowKmers, two: RowKmers, threshold: float, *, same: bool = False
-) -> tuple[_Rows, _Rows]:
-    """List pairs (row of one, row of two) where the second holds enough of the first's k-mers.
-
-    With `same`, both sets are the same rows: a row is not compared with itself.
-    """
+def _near_pairs(one: RowKmers, two: RowKmers, threshold: float) -> tuple[_Rows, _Rows]:
+    """List pairs (row of one, row of two) where the second holds enough of the first's k-mers."""
     sizes = one.sizes
-    first: list[_Rows] = [np.zeros(0, dtype=np.int64)]
-    second: list[_Rows] = [np.zeros(0, dtype=np.int64)]
+    pairs = [(np.zeros(0, dtype=np.int64),) * 2]
     for row, other, shared in _shared_kmers(one, two):
-        near = (shared >= threshold * sizes[row]) & ((row != other) | (not same))
-        first.append(row[near])
-        second.append(other[near])
-    return np.concatenate(first), np.concatenate(second)
+        near = shared >= threshold * sizes[row]
+        pairs.append((row[near], other[near]))
+    first, second = map(np.concatenate, zip(*pairs, strict=True))
+    return first, second
 
 
 def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
@@ -172,7 +158,7 @@ def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
     named by its first row.
     """
     kmers = RowKmers.of(rows, _sampling_rate(rows))
-    one, two = _near_pairs(kmers, kmers, share, same=True)
+    one, two = _near_pairs(kmers, kmers, share)
     group = np.arange(len(rows))
     while True:
         # Every row takes the lowest group of those it touches, and of the row that names it.
@@ -199,14 +185,14 @@ def genome_overlap(
     indices = {name: RowKmers.of(rows, every, _K_GENOME) for name, rows in splits.items()}
     wanted = np.unique(np.concatenate([index.kmers for index in indices.values()]))
     present = np.zeros(len(wanted), dtype=bool)
-    for codes in _region_pieces(store, regions):
-        kmers, keep = _sampled(codes, _K_GENOME, every)
-        kmers = kmers[keep]
-        if not len(wanted) or not len(kmers):
-            continue
-        place = np.searchsorted(wanted, kmers)
-        place[place == len(wanted)] = 0
-        present[place[wanted[place] == kmers]] = True
+    for contig, start, end in zip(regions.contig, regions.start, regions.end, strict=True):
+        for low in range(int(start), int(end), _CHUNK) if len(wanted) else ():
+            # K-mers across the cut belong to the earlier piece.
+            high = min(low + _CHUNK + _K_GENOME - 1, int(end))
+            kmers, keep = _sampled(store.view(int(contig))[low:high], _K_GENOME, every)
+            kmers = kmers[keep]
+            place = np.minimum(np.searchsorted(wanted, kmers), len(wanted) - 1)
+            present[place[wanted[place] == kmers]] = True
     found: dict[str, int] = {}
     for name, index in indices.items():
         inside = present[np.searchsorted(wanted, index.kmers)].astype(np.float64)
@@ -216,28 +202,16 @@ def genome_overlap(
     return {"genome": place, "rows": found}
 
 
-def _region_pieces(store: Genome, regions: Regions) -> Iterator[npt.NDArray[np.uint8]]:
-    for contig, start, end in zip(regions.contig, regions.start, regions.end, strict=True):
-        whole = store.view(int(contig))
-        for low in range(int(start), int(end), _CHUNK):
-            # K-mers across the cut belong to the earlier piece.
-            yield whole[low : min(low + _CHUNK + _K_GENOME - 1, int(end))]
-
-
 def count_leaks(splits: Mapping[str, LabeledSequences], threshold: float = 0.5) -> dict[str, Any]:
     """Count examples that occur in several of train, valid and test, or several times in one.
 
-    `threshold` is the share of the k-mers of an example that make it a near duplicate.
-
-    Returns
-    -------
-    dict
-        ``rows`` of each split; ``within``: by split, those that repeat an earlier one of it (either
-        strand); ``across``: by pair, such as "train-test", those of the second split that occur in
-        the first, ``exact``, as ``reverse_complement`` or ``near`` (each counted once), and of the
-        first two kinds those with an ``other_label`` there; ``threshold``; ``sampled``: 1/N of all
-        k-mers was looked at; ``dropped`` and ``pretraining``, empty; ``classes``: by class, test
-        examples that occur in train, and all of them (only for labels that are classes).
+    `threshold` is the share of the k-mers of an example that make it a near duplicate. Gives
+    ``rows`` of each split; ``within``: by split, those that repeat an earlier one of it (either
+    strand); ``across``: by pair, such as "train-test", those of the second split that occur in the
+    first, ``exact``, as ``reverse_complement`` or ``near`` (each counted once), and of the first
+    two kinds those with an ``other_label`` there; ``threshold``; ``sampled``: 1/N of all k-mers was
+    looked at; ``dropped`` and ``pretraining``, empty; ``classes``: by class, test examples that
+    occur in train, and all of them (only for labels that are classes).
     """
     every = _sampling_rate(*splits.values())
     indices = {name: _Index(rows, every) for name, rows in splits.items()}
@@ -252,11 +226,14 @@ def count_leaks(splits: Mapping[str, LabeledSequences], threshold: float = 0.5) 
             "exact": int(exact.sum()), "reverse_complement": int(turned.sum()),
             "near": int(near.sum()), "other_label": _other_labels(one, two, exact, turned),
         }  # fmt: skip
-        if (first, second) == ("train", "test"):
-            classes = _by_class(two.rows, exact | turned | near)
+        if (first, second) == ("train", "test") and two.rows.kind == "classes":
+            bad = exact | turned | near
+            each = [two.rows.labels == number for number in range(len(two.rows.classes))]
+            counts = [(int((bad & own).sum()), int(own.sum())) for own in each]
+            classes = dict(zip(two.rows.classes, counts, strict=True))
     return {
         "rows": {name: len(rows) for name, rows in splits.items()},
-        "within": {name: _repeats(index) for name, index in indices.items()},
+        "within": {name: index.repeats() for name, index in indices.items()},
         "across": across, "threshold": threshold, "sampled": every, "dropped": {},
         "pretraining": [], "classes": classes,
     }  # fmt: skip
@@ -297,23 +274,21 @@ def leak_hint(splits: Mapping[str, LabeledSequences]) -> str | None:
 
 
 class _Index:
-    """Hashes and k-mers of a split."""
-
     def __init__(self, rows: LabeledSequences, every: int) -> None:
-        self.rows = rows
-        self.forward = _digests(rows, reverse=False)
-        self.backward = _digests(rows, reverse=True)
-        self.kmers = RowKmers.of(rows, every)
+        self.rows, self.kmers = rows, RowKmers.of(rows, every)
+        self.forward, self.backward = _digests(rows, reverse=False), _digests(rows, reverse=True)
+
+    def repeats(self) -> int:
+        lower = np.minimum(self.forward.astype("O"), self.backward.astype("O"))
+        return len(self.rows) - len(np.unique(lower))
 
 
 def _digests(rows: LabeledSequences, *, reverse: bool) -> npt.NDArray[np.bytes_]:
     """Hash every row, or its reverse complement, to 16 bytes; case does not matter."""
-    codes = rows.codes & np.uint8(alphabet.BASE_BITS)
     found = bytearray()
     for index in range(len(rows)):
-        piece = codes[rows.offsets[index] : rows.offsets[index + 1]]
-        if reverse:
-            piece = alphabet.reverse_complement(piece)
+        piece = rows.sequence(index) & np.uint8(alphabet.BASE_BITS)
+        piece = alphabet.reverse_complement(piece) if reverse else piece
         found += hashlib.blake2b(piece.tobytes(), digest_size=16).digest()
     return np.frombuffer(bytes(found), dtype="S16")
 
@@ -325,21 +300,6 @@ def _kinds(train: _Index, other: _Index, threshold: float) -> tuple[_Mask, _Mask
     near = np.zeros(len(other.rows), dtype=bool)
     near[_near_pairs(other.kmers, train.kmers, threshold)[0]] = True
     return exact, turned, near & ~exact & ~turned
-
-
-def _by_class(rows: LabeledSequences, bad: _Mask) -> dict[str, tuple[int, int]]:
-    """Count leaking rows and all rows of each class."""
-    if rows.kind != "classes":
-        return {}
-    return {
-        name: (int((bad & (rows.labels == number)).sum()), int((rows.labels == number).sum()))
-        for number, name in enumerate(rows.classes)
-    }
-
-
-def _repeats(index: _Index) -> int:
-    forward, backward = index.forward, index.backward
-    return len(index.rows) - len(np.unique(np.minimum(forward.astype("O"), backward.astype("O"))))
 
 
 def _other_labels(train: _Index, other: _Index, exact: _Mask, turned: _Mask) -> int:
@@ -356,12 +316,9 @@ def _other_labels(train: _Index, other: _Index, exact: _Mask, turned: _Mask) -> 
 
 
 def rows_in_others(
-    rows: LabeledSequences,
-    others: Sequence[LabeledSequences],
-    threshold: float = 0.5,
-    *,
+    rows: LabeledSequences, others: Sequence[LabeledSequences], threshold: float = 0.5, *,
     both_ways: bool = False,
-) -> npt.NDArray[np.bool_]:
+) -> npt.NDArray[np.bool_]:  # fmt: skip
     """Tell which examples occur in other splits: equal, mirrored or nearly; bool (rows,).
 
     With `both_ways` a pair is near when the threshold is met from either side, so that after

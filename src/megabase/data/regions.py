@@ -8,7 +8,7 @@ A region is named by a contig (``chr20``), a part of one as people write it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -77,12 +77,7 @@ class Regions:
     """int64 (n,): 0-based half-open."""
 
     @classmethod
-    def of(
-        cls,
-        contig: Sequence[int] | npt.NDArray[np.integer],
-        start: Sequence[int] | npt.NDArray[np.integer],
-        end: Sequence[int] | npt.NDArray[np.integer],
-    ) -> Regions:
+    def of(cls, contig: npt.ArrayLike, start: npt.ArrayLike, end: npt.ArrayLike) -> Regions:
         """Make the union of intervals (n,) in any order; empty ones vanish, touching ones merge.
 
         Coordinates are 0-based half-open, with start >= 0.
@@ -113,11 +108,8 @@ class Regions:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Regions):
             return NotImplemented
-        return (
-            np.array_equal(self.contig, other.contig)
-            and np.array_equal(self.start, other.start)
-            and np.array_equal(self.end, other.end)
-        )
+        ours, theirs = vars(self).values(), vars(other).values()
+        return all(np.array_equal(one, two) for one, two in zip(ours, theirs, strict=True))
 
     @property
     def total(self) -> int:
@@ -131,10 +123,8 @@ class Regions:
 
     def union(self, other: Regions) -> Regions:
         """Give the positions in either set."""
-        ours, theirs = self._line(), other._line()
-        return Regions._from_line(
-            np.concatenate((ours[0], theirs[0])), np.concatenate((ours[1], theirs[1]))
-        )
+        pairs = zip(self._line(), other._line(), strict=True)
+        return Regions._from_line(*map(np.concatenate, pairs))
 
     def intersect(self, other: Regions) -> Regions:
         """Give the positions in both sets."""
@@ -148,10 +138,7 @@ class Regions:
         return Regions._from_line(*_intersect(*self._line(), between_low, between_high))
 
     def overlap(
-        self,
-        contig: npt.NDArray[np.integer],
-        start: npt.NDArray[np.integer],
-        end: npt.NDArray[np.integer],
+        self, contig: npt.ArrayLike, start: npt.ArrayLike, end: npt.ArrayLike
     ) -> npt.NDArray[np.bool_]:
         """Tell which intervals (n,), 0-based half-open, share a position with the set.
 
@@ -175,22 +162,20 @@ class Regions:
                 f"no training region is long enough to cut {least:,} bases off for validation; "
                 "name regions for it (genome.valid)"
             )
-        middle = self.end - tail.astype(np.int64)
-        return Regions.of(self.contig, self.start, middle), Regions.of(
-            self.contig, middle, self.end
-        )
+        cut = self.end - tail.astype(np.int64)
+        return Regions.of(self.contig, self.start, cut), Regions.of(self.contig, cut, self.end)
 
     def touches(self, contig: int, start: int, end: int) -> bool:
         """Tell whether one interval, 0-based half-open, shares a position with the set."""
-        return bool(self.overlap(np.array([contig]), np.array([start]), np.array([end]))[0])
+        return bool(self.overlap([contig], [start], [end])[0])
 
 
 class Intervals(NamedTuple):
     """Rows of a table of intervals: contig indices, and 0-based half-open coordinates."""
 
     contig: npt.NDArray[np.int32]
-    start: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
+    start: _Ints
+    end: _Ints
 
 
 def regions_of(store: Genome, places: Iterable[Place], *, strict: bool = True) -> Regions:
@@ -215,11 +200,8 @@ def regions_of(store: Genome, places: Iterable[Place], *, strict: bool = True) -
 
 
 def _columns(store: Genome, table: pl.DataFrame) -> Intervals:
-    number = {contig.name: index for index, contig in enumerate(store.contigs)}
-    contig = [number[name] for name in table["contig"].to_list()]
-    return Intervals(
-        np.array(contig, dtype=np.int32), table["start"].to_numpy(), table["end"].to_numpy()
-    )
+    contig = np.array([store.contig_index(name) for name in table["contig"]], dtype=np.int32)
+    return Intervals(contig, table["start"].to_numpy(), table["end"].to_numpy())
 
 
 def read_intervals(store: Genome, path: Place, split: str) -> Intervals:
@@ -240,13 +222,9 @@ def read_intervals(store: Genome, path: Place, split: str) -> Intervals:
 
 
 def split_genome(
-    store: Genome,
-    *,
-    include: Iterable[Place] = (),
-    exclude: Iterable[Place] = (),
-    validation: Iterable[Place] = (),
-    test: Iterable[Place] = (),
-) -> dict[str, Regions]:
+    store: Genome, *, include: Iterable[Place] = (), exclude: Iterable[Place] = (),
+    validation: Iterable[Place] = (), test: Iterable[Place] = (),
+) -> dict[str, Regions]:  # fmt: skip
     """Split a genome: training gets all that is included (None: everything) and not held out.
 
     Gives disjoint ``train``, ``validation`` and ``test``; any may be empty but ``train``. Held-out

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +40,6 @@ _OTHER_FORMATS = {
     ".bam": "BAM", ".cram": "CRAM", ".mb": "a genome store",
 }  # fmt: skip
 """Endings of formats that some verb knows and none reads sequences from."""
-
-
-_Item = TypeVar("_Item")
 _CHUNK_BASES = 1 << 20  # seconds of work on a CPU: what an interrupted run loses at most
 _CHUNK_SEQUENCES = 4096  # so that short sequences make chunks for several processes too
 _STORE_MAGIC = b"\x89MBG"  # first bytes of a genome store
@@ -71,12 +68,11 @@ class Sequence:
     def columns(sequences: list[Sequence]) -> dict[str, Any]:
         """Give the columns that say where sequences come from: 0-based half-open, as BED."""
         columns: dict[str, Any] = {"name": [item.name for item in sequences]}
-        if any(item.interval is not None for item in sequences):
-            regions = [item.interval for item in sequences]
-            columns["contig"] = [p.contig if p else None for p in regions]
-            columns["start"] = [p.start if p else None for p in regions]
-            columns["end"] = [p.end if p else None for p in regions]
-            columns["strand"] = [str(p.strand) if p else None for p in regions]
+        places = [item.interval for item in sequences]
+        if any(places):
+            for name in ("contig", "start", "end"):
+                columns[name] = [place and getattr(place, name) for place in places]
+            columns["strand"] = [place and str(place.strand) for place in places]
         columns["length"] = np.array([item.length for item in sequences], dtype=np.int64)
         return columns
 
@@ -85,40 +81,25 @@ class Sequence:
 class SequenceInput:
     """A file of sequences, intervals or variants: what every verb that reads sequences reads.
 
-    Rows that cannot be used are left out, counted and reported in one line.
-
-    Parameters
-    ----------
-    path
-        The file, plain or gzip.
-    genome
-        Genome store or FASTA that intervals and variants lie in.
-    kind
-        What the file is; ``auto`` goes by its ending, or else by how it begins.
-    window
-        Bases around a variant, for VCF: each allele is read with the same number of bases.
-    column
-        Column of the sequences, for a table (CSV, TSV or Parquet); None takes ``sequence`` or
-        ``seq``.
-    strict
-        Refuse rows that cannot be used.
-    regions
-        Contigs, regions (``chr1:1,001-2,000``) or BED files: intervals and variants that do not
-        overlap them are left out; empty reads all.
-
-    Raises
-    ------
-    InputError
-        When the kind is not clear, or a genome or regions are missing or of no use.
+    Rows that cannot be used are left out, counted and reported in one line. An InputError when the
+    kind is not clear, or a genome or regions are missing or of no use.
     """
 
     path: str | Path
+    """The file, plain or gzip."""
     genome: str | Path | None = None
+    """Genome store or FASTA that intervals and variants lie in."""
     kind: _Kind = "auto"
+    """What the file is; ``auto`` goes by its ending, or else by how it begins."""
     window: int = 1024
+    """Bases around a variant, for VCF: each allele is read with the same number of bases."""
     column: str | None = None
+    """Column of the sequences, for a table; None takes ``sequence`` or ``seq``."""
     strict: bool = False
+    """Refuse rows that cannot be used."""
     regions: tuple[str, ...] = ()
+    """Contigs, regions (``chr1:1,001-2,000``) or BED files: intervals and variants that do not
+    overlap them are left out; empty reads all."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(_Kind):
@@ -163,17 +144,13 @@ class SequenceInput:
                 f"{self.path} is {_OTHER_FORMATS[ending]} by its ending; expected FASTA, a table, "
                 "BED or VCF (kind= says what it is when the ending does not)"
             )
-        found = _ENDINGS.get(ending)
-        return found or self._kind_by_content()
-
-    def _kind_by_content(self) -> str:
+        if ending in _ENDINGS:
+            return _ENDINGS[ending]
         path = Path(self.path)
         _, first = (0, "##fileformat=VCF") if is_bcf(path) else next(numbered_lines(path), (0, ""))
-        if first.startswith(">"):
-            return "fasta"
         if first.startswith("##fileformat=VCF"):
             return "vcf"
-        if first.startswith("@"):
+        if first.startswith((">", "@")):
             return "fasta"  # whose reader names FASTQ and SAM
         if self.genome is not None:
             return "bed"
@@ -199,21 +176,31 @@ class SequenceInput:
             yield from _read_table(Path(self.path), self.column)
             return
         with genome_store(str(self.genome)) as store:
-            if self.found_kind == "bed":
-                found = _read_intervals(
-                    self.path, store, context=context, after=context, strict=self.strict
-                )
-            else:
-                found = self._read_alleles(store)
-            if not self.regions:
-                yield from found
-                return
-            kept = regions_of(store, self.regions)
+            bed = self.found_kind == "bed"
+            found = self._read_intervals(store, context) if bed else self._read_alleles(store)
+            kept = regions_of(store, self.regions) if self.regions else None
             for item in found:
                 place = item.interval
                 assert place is not None  # both kinds have one
-                if kept.touches(store.contig_index(place.contig), place.start, place.end):
+                where = store.contig_index(place.contig), place.start, place.end
+                if kept is None or kept.touches(*where):
                     yield item
+
+    def _read_intervals(self, store: Genome, context: int) -> Iterator[Sequence]:
+        """Read the intervals of a BED file in reading direction, with `context` on both sides."""
+        from megabase.genome.tables import read_bed
+
+        frame = read_bed(self.path, store, strict=self.strict)
+        strands = frame["strand"] if "strand" in frame.columns else ["."] * frame.height
+        names = frame["name"] if "name" in frame.columns else [None] * frame.height
+        rows = zip(frame["contig"], frame["start"], frame["end"], strands, names, strict=True)
+        for contig, start, end, strand, name in rows:
+            interval = Interval(contig, start, end, Strand(strand))
+            left, right = min(context, start), min(context, store.contig(contig).length - end)
+            codes = store.fetch(Interval(contig, start - left, end + right, interval.strand))
+            before, after = (right, left) if interval.strand is Strand.REVERSE else (left, right)
+            shown = name if name not in (None, ".", "") else str(interval)
+            yield Sequence(shown, codes, before, interval, after)
 
     def _read_alleles(self, store: Genome) -> Iterator[Sequence]:
         """Give the window of REF and of each ALT, of the same number of bases, one after the other.
@@ -228,9 +215,8 @@ class SequenceInput:
 
         window = self.window
         frame = read_vcf(self.path, store, bases_only=True, strict=self.strict)
-        for contig, start, end, ref, alt in frame.select(
-            "contig", "start", "end", "ref", "alt"
-        ).iter_rows():
+        alleles = frame.select("contig", "start", "end", "ref", "alt").iter_rows()
+        for contig, start, end, ref, alt in alleles:
             before = between(contig, max(0, start - window // 2), start)
             after = between(contig, end, min(store.contig(contig).length, end + window))
             for which, letters in (("ref", ref), ("alt", alt)):
@@ -258,25 +244,21 @@ class SequenceInput:
 
 
 def _read_fasta(path: str | Path) -> Iterator[Sequence]:
-    """Stream the sequences of a FASTA file: plain, gzip or bgzip."""
-    name: str | None = None
-    parts: list[bytes] = []
+    name, parts = "", []
     ambiguous: Counter[str] = Counter()
     for item in read_fasta(path):
         if isinstance(item, Header):
-            if name is not None:
+            if parts:  # every contig has bases
                 yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
             name, parts = item.name, []
         else:
             parts.append(item.codes)
             ambiguous.update(item.ambiguous)
-    if name is not None:
-        yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
+    yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
     warn_ambiguous(ambiguous, path)
 
 
 def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
-    """Give the rows of a table."""
     ambiguous: Counter[str] = Counter()
     for row, (name, letters) in enumerate(zip(*read_sequence_table(path, column), strict=True)):
         try:
@@ -284,31 +266,6 @@ def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
         except GenomeError as error:
             raise InputError(f"{path.name}, row {row + 1:,}: {error}") from error
     warn_ambiguous(ambiguous, path)
-
-
-def _read_intervals(
-    path: str | Path, store: Genome, *, context: int = 0, after: int = 0, strict: bool = False
-) -> Iterator[Sequence]:
-    """Read the intervals of a BED file from a genome, in file order and reading direction.
-
-    The table is checked as a whole first, as by :func:`megabase.genome.tables.read_bed`. `context`
-    bases before and `after` bases after an interval are read as well, fewer at the end of a contig.
-    """
-    from megabase.genome.tables import read_bed
-
-    frame = read_bed(path, store, strict=strict)
-    strands = frame["strand"] if "strand" in frame.columns else ["."] * frame.height
-    names = frame["name"] if "name" in frame.columns else [None] * frame.height
-    rows = zip(frame["contig"], frame["start"], frame["end"], strands, names, strict=True)
-    for contig, start, end, strand, name in rows:
-        interval = Interval(contig, start, end, Strand(strand))
-        reverse = interval.strand is Strand.REVERSE
-        left, right = (after, context) if reverse else (context, after)
-        left, right = min(left, start), min(right, store.contig(contig).length - end)
-        read = Interval(contig, start - left, end + right, interval.strand)
-        before, behind = (right, left) if reverse else (left, right)
-        shown = name if name not in (None, ".", "") else str(interval)
-        yield Sequence(shown, store.fetch(read), before, interval, behind)
 
 
 @contextmanager

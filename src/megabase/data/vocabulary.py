@@ -1,9 +1,7 @@
 """The published character vocabulary: token ids, complements, letters to ids.
 
-Token ids are those of the public HyenaDNA and Caduceus tokenizers: ``[CLS]`` 0, ``[SEP]`` 1 (also
-the end token), ``[BOS]`` 2, ``[MASK]`` 3, ``[PAD]`` 4, ``[RESERVED]`` 5, ``[UNK]`` 6, A 7, C 8,
-G 9, T 10, N 11. Models have 16 rows, so ids 12-15 exist too; they are shown as ``[RESERVED_12]``
-... ``[RESERVED_15]`` and are never produced by encoding.
+Token ids are those of the public HyenaDNA and Caduceus tokenizers. Models have 16 rows, so ids
+12-15 exist too; they are shown as ``[RESERVED_12]`` ... and are never produced by encoding.
 """
 
 from __future__ import annotations

@@ -24,27 +24,22 @@ from megabase.genome.store import Genome
 _POSITION, _REVERSE, _ORDER, _SHIFT = range(4)  # part of a draw's key: purposes are independent
 _MASK_SEED = 0x6D61736B
 """ASCII "mask": sets the seeds of masked positions apart from the draws of the windows."""
-_ATTEMPTS = 100
-"""Draws of a window with few N; after a hundred, the regions hold next to none."""
+_ATTEMPTS = 100  # draws of a window with few N; after a hundred, the regions hold next to none
 
 _Ints = npt.NDArray[np.int64]
 
 
 class _WindowBatch(NamedTuple):
-    """Windows of one length."""
-
-    contig: npt.NDArray[np.int32]
-    """int32 (n,): index of the contig in the genome store."""
+    contig: npt.NDArray[np.int32]  # int32 (n,): index of the contig in the genome store
     start: _Ints
     """int64 (n,): first position, 0-based; may be negative, positions off the contig are
     padding."""
-    length: int
-    """Bases in each window, with the extra ones."""
-    reverse: npt.NDArray[np.bool_]
-    """bool (n,): read the window as its reverse complement."""
+    length: int  # bases in each window, with the extra ones
     lower: _Ints | None = None
     upper: _Ints | None = None
     """int64 (n,) or None: only positions in [lower, upper) are read, the others are padding."""
+    reverse: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+    """bool (n,): read the window as its reverse complement; drawn last."""
 
 
 class WindowSource(ABC):
@@ -54,13 +49,11 @@ class WindowSource(ABC):
     """
 
     def __init__(self, seed: int, shuffle: bool, reverse_complement: float) -> None:
-        self.seed = seed
-        self.shuffle = shuffle
-        self.reverse_complement = reverse_complement
+        self.seed, self.shuffle, self.reverse_complement = seed, shuffle, reverse_complement
 
-    @abstractmethod
     def epoch_size(self, length: int, extra: int = 0) -> int | None:
         """Count the windows of one epoch; None when the source has no epochs."""
+        return None
 
     def draw(self, stream: int, indices: _Ints, length: int, extra: int = 0) -> _WindowBatch:
         """Give the windows with these numbers; numbers past an epoch continue in the next.
@@ -70,11 +63,9 @@ class WindowSource(ABC):
         them. An InputError when the source holds no such window.
         """
         numbers = np.asarray(indices, dtype=np.int64)
+        coins = Draws(self.seed, stream, _REVERSE).floats(numbers)
         windows = self._place(stream, numbers, length, extra)
-        if self.reverse_complement > 0:
-            coins = Draws(self.seed, stream, _REVERSE).floats(numbers)
-            windows = windows._replace(reverse=coins < self.reverse_complement)
-        return windows
+        return windows._replace(reverse=coins < self.reverse_complement)
 
     @abstractmethod
     def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
@@ -88,41 +79,25 @@ class WindowSource(ABC):
         return Draws(self.seed, stream, _ORDER).permute(place, size, epoch)
 
 
-def _forward(numbers: _Ints) -> npt.NDArray[np.bool_]:
-    return np.zeros(numbers.shape, dtype=np.bool_)
-
-
 class RandomWindows(WindowSource):
     """Windows uniform over the allowed positions: each admissible start is equally likely.
 
-    A window with its extra bases lies within one region, so it never touches a position outside the
-    allowed ones. There are no epochs. Windows of the `store` with a larger share of N than
-    `max_n_fraction` are drawn again (with the number of the attempt in the hash, so the result
-    stays a pure function).
+    A window with its extra bases lies within one region. There are no epochs. Windows of the
+    `store` with a larger share of N than `max_n_fraction` are drawn again (with the number of the
+    attempt in the hash, so the result stays a pure function).
     """
 
     def __init__(
-        self,
-        regions: Regions,
-        *,
-        seed: int,
-        reverse_complement: float = 0.0,
-        max_n_fraction: float = 1.0,
-        store: Genome | None = None,
-    ) -> None:
+        self, regions: Regions, *, seed: int, reverse_complement: float = 0.0,
+        max_n_fraction: float = 1.0, store: Genome | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(seed, True, reverse_complement)
         if len(regions) == 0:
             raise InputError(
-                "there are no positions to draw windows from: "
-                "nothing is left after the held-out and excluded regions"
+                "there are no positions to draw windows from: nothing is left after the held-out "
+                "and excluded regions"
             )
-        self.regions = regions
-        self.max_n_fraction = max_n_fraction
-        self.store = store
-
-    def epoch_size(self, length: int, extra: int = 0) -> int | None:
-        """Give None: there are no epochs."""
-        return None
+        self.regions, self.store, self.max_n_fraction = regions, store, max_n_fraction
 
     def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
         wanted = length + extra
@@ -130,10 +105,8 @@ class RandomWindows(WindowSource):
         ends = np.cumsum(starts)
         total = int(ends[-1])
         if total == 0:
-            raise InputError(
-                f"no allowed region holds a window of {wanted:,} bases: "
-                f"the longest has {self.regions.longest:,}; use a shorter length"
-            )
+            longest = f"the longest has {self.regions.longest:,}; use a shorter length"
+            raise InputError(f"no allowed region holds a window of {wanted:,} bases: {longest}")
         contig = np.empty(numbers.shape, dtype=np.int32)
         start = np.empty(numbers.shape, dtype=np.int64)
         pending = np.arange(numbers.size)
@@ -156,7 +129,7 @@ class RandomWindows(WindowSource):
                 f"no window of {wanted:,} bases with at most {self.max_n_fraction:.0%} N was found "
                 f"in {_ATTEMPTS} attempts; exclude long runs of N or raise max_n_fraction"
             )
-        return _WindowBatch(contig, start, wanted, _forward(numbers))
+        return _WindowBatch(contig, start, wanted)
 
 
 class TiledWindows(WindowSource):
@@ -169,20 +142,13 @@ class TiledWindows(WindowSource):
     """
 
     def __init__(
-        self,
-        regions: Regions,
-        *,
-        seed: int = 0,
-        shuffle: bool = True,
-        last: Literal["short", "drop"] = "short",
-        reverse_complement: float = 0.0,
-    ) -> None:
+        self, regions: Regions, *, seed: int = 0, shuffle: bool = True,
+        last: Literal["short", "drop"] = "short", reverse_complement: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(seed, shuffle, reverse_complement)
-        self.regions = regions
-        self.last = last
+        self.regions, self.last = regions, last
 
     def _ends(self, length: int, extra: int) -> _Ints:
-        """Count the tiles of all regions up to each."""
         positions = np.maximum(self.regions.end - self.regions.start - extra, 0)
         if self.last == "short":
             positions = positions + length - 1
@@ -204,9 +170,8 @@ class TiledWindows(WindowSource):
         region = np.searchsorted(ends, tile, side="right")
         before = np.where(region > 0, ends[region - 1], 0)
         start = self.regions.start[region] + (tile - before) * length
-        upper = self.regions.end[region]
-        contig = self.regions.contig[region]
-        return _WindowBatch(contig, start, length + extra, _forward(numbers), upper=upper)
+        upper, contig = self.regions.end[region], self.regions.contig[region]
+        return _WindowBatch(contig, start, length + extra, upper=upper)
 
 
 class IntervalWindows(WindowSource):
@@ -221,16 +186,10 @@ class IntervalWindows(WindowSource):
     """
 
     def __init__(
-        self,
-        intervals: Intervals,
-        *,
-        contig_lengths: npt.NDArray[np.integer],
-        seed: int = 0,
-        shuffle: bool = True,
-        shift: tuple[int, int] | None = None,
-        reverse_complement: float = 0.0,
+        self, intervals: Intervals, *, contig_lengths: npt.NDArray[np.integer], seed: int = 0,
+        shuffle: bool = True, shift: tuple[int, int] | None = None, reverse_complement: float = 0.0,
         padding: Literal["in_place", "left"] = "in_place",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(seed, shuffle, reverse_complement)
         if shift is not None and not shift[0] <= 0 <= shift[1]:
             raise InputError(f"shift must be a range around 0, such as (-3, 3); found {shift}")
@@ -240,32 +199,20 @@ class IntervalWindows(WindowSource):
         if start.size == 0:
             raise InputError("the table of intervals has no row for this split")
         bad = (start < 0) | (end < start) | (start >= self.contig_lengths[contig])
-        if bool(bad.any()):
-            row = int(np.flatnonzero(bad)[0])
+        if bad.any():
+            row = int(bad.argmax())
             raise InputError(
                 f"interval {row + 1} [{start[row]:,}, {end[row]:,}) does not begin on "
                 f"its contig, which has {self.contig_lengths[contig[row]]:,} bases, "
                 "or ends before it begins"
             )
-        self.shift = shift
-        self.padding = padding
+        self.shift, self.padding = shift, padding
 
     def epoch_size(self, length: int, extra: int = 0) -> int:
         """Count the rows."""
         return self.intervals.start.size
 
-    def _shifts(self, stream: int, numbers: _Ints, row: _Ints) -> _Ints:
-        """Draw how far each interval moves, in bases."""
-        if self.shift is None:
-            return np.zeros(numbers.shape, dtype=np.int64)
-        contig, start, end = self.intervals
-        lowest = np.maximum(self.shift[0], -start[row])
-        highest = np.minimum(self.shift[1], self.contig_lengths[contig[row]] - end[row])
-        number = np.maximum(highest, lowest) - lowest + 1
-        return lowest + Draws(self.seed, stream, _SHIFT).below(numbers, number)
-
     def _start(self, row: _Ints, wanted: int) -> _Ints:
-        """Give the first base of an interval lengthened to a window."""
         length = (self.intervals.end - self.intervals.start)[row]
         return self.intervals.start[row] - np.maximum(wanted - length, 0) // 2
 
@@ -273,13 +220,17 @@ class IntervalWindows(WindowSource):
         wanted = length + extra
         row = self._in_epoch(stream, numbers, self.intervals.start.size)
         contig = self.intervals.contig[row]
-        start = self._start(row, wanted) + self._shifts(stream, numbers, row)
+        start, end = self._start(row, wanted), self.intervals.end[row]
+        if self.shift is not None:
+            lowest = np.maximum(self.shift[0], -self.intervals.start[row])
+            highest = np.minimum(self.shift[1], self.contig_lengths[contig] - end)
+            number = np.maximum(highest, lowest) - lowest + 1
+            start += lowest + Draws(self.seed, stream, _SHIFT).below(numbers, number)
         if self.padding == "in_place":
-            return _WindowBatch(contig, start, wanted, _forward(row))
+            return _WindowBatch(contig, start, wanted)
         # The published loader keeps what lies on the contig and pads it on the left to full length.
         upper = np.minimum(start + wanted, self.contig_lengths[contig])
-        lower = np.maximum(start, 0)
-        return _WindowBatch(contig, upper - wanted, wanted, _forward(row), lower, upper)
+        return _WindowBatch(contig, upper - wanted, wanted, np.maximum(start, 0), upper)
 
     def touching(self, regions: Regions, length: int, extra: int = 0) -> int:
         """Count the rows whose windows (unshifted) share a position with regions to be avoided."""
@@ -297,9 +248,7 @@ class GenomeWindows:
     """
 
     def __init__(self, store: Genome, source: WindowSource, extra: int = 1) -> None:
-        self.store = store
-        self.source = source
-        self.extra = extra
+        self.store, self.source, self.extra = store, source, extra
 
     def epoch_size(self, length: int) -> int | None:
         """Count the windows of one epoch at a length; None when the source has no epochs."""

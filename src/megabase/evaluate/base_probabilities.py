@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
 from megabase.data.labeled import IGNORED, LabeledSequences
@@ -25,18 +24,13 @@ from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, inference_mode
 
 Floats = NDArray[np.float32]
-_WINDOW = 1024
-"""Bases read at once by default: half of it is enough context for a page."""
+_WINDOW = 1024  # bases read at once by default: half of it is enough context for a page
 
 
 def base_probabilities(
-    model: Loaded,
-    store: Genome,
-    region: Interval,
-    *,
-    window: int | None = None,
+    model: Loaded, store: Genome, region: Interval, *, window: int | None = None,
     batch_tokens: int = 1 << 16,
-) -> Floats:
+) -> Floats:  # fmt: skip
     """Give the probability of A, C, G, T at every base of a region, float32 (length, 4).
 
     Windows, of up to 1,024 bases when None, overlap by half and reach beyond the region: a causal
@@ -49,18 +43,18 @@ def base_probabilities(
     stop = min(length, region.end + window // 2) if model.masked else region.end
     codes = store.fetch(Interval(region.contig, begin, stop))
     spans = plan_windows(len(codes), window, window // 2, "center" if model.masked else "before")
-    found = _sequence_probabilities(
-        model, [codes[span.start : span.end] for span in spans], batch_tokens=batch_tokens,
-        record=lambda row: str(
-            Interval(region.contig, begin + spans[row].start, begin + spans[row].end)
-        ),
-    )  # fmt: skip
+
+    def record(row: int) -> str:
+        return str(Interval(region.contig, begin + spans[row].start, begin + spans[row].end))
+
+    pieces = [codes[span.start : span.end] for span in spans]
+    found = _sequence_probabilities(model, pieces, batch_tokens, record)
     out = np.concatenate([span.part(values) for span, values in zip(spans, found, strict=True)])
     return out[region.start - begin : region.end - begin]
 
 
 def _sequence_probabilities(
-    model: Loaded, sequences: Sequence[NDArray[np.uint8]], *, batch_tokens: int,
+    model: Loaded, sequences: Sequence[NDArray[np.uint8]], batch_tokens: int,
     record: Callable[[int], str],
 ) -> list[Floats]:  # fmt: skip
     """Give the probability of A, C, G, T at every base of sequences, (length, 4) each."""
@@ -68,12 +62,11 @@ def _sequence_probabilities(
     def compute(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[Floats]:
         known = torch.from_numpy(codes != PAD).to(model.device)[..., None]
         ids = codes_to_ids(torch.from_numpy(codes).to(model.device))
+        masking = "seventh" if model.masked else "causal"
         with inference_mode(model.model):
-            found = predict_tokens(
-                model.model, ids, "seventh" if model.masked else "causal", _softmax
-            )
-            if not model.masked:
-                found[:, 0] = 0.25
+            # A first base that a causal model does not predict has four zeros: a quarter each.
+            logits = predict_tokens(model.model, ids, masking, lambda x, _: base_logits(x))
+            found = logits.softmax(-1)
             require_finite(
                 found, model.name, "probabilities", lambda row: record(int(rows[row])), known
             )
@@ -83,32 +76,23 @@ def _sequence_probabilities(
     return [values[: len(codes)] for values, codes in zip(found, sequences, strict=True)]
 
 
-class AlleleView(NamedTuple):
+class _AlleleView(NamedTuple):
     """What a model expects around a variant, when either allele stands there."""
 
-    number: int
-    """Of the variant."""
-    start: int
-    """0-based position of the first base on the contig."""
+    number: int  # of the variant
+    start: int  # 0-based position of the first base on the contig
     before: str
-    after: str
-    """Bases on either side of the alleles."""
+    after: str  # bases on either side of the alleles
     probabilities: Floats
     """Of A, C, G, T, (bases, 4), at the bases before, of the alternative, and after."""
     ref: Floats
-    alt: Floats
-    """Log-probability of each base with REF, and with ALT: before, of the allele, after."""
+    alt: Floats  # log-probability of each base with REF, and with ALT: before, of the allele, after
 
 
 def allele_views(
-    model: Loaded,
-    store: Genome,
-    variants: Sequence[tuple[str, int, int, str, str | None]],
-    *,
-    around: int,
-    window: int | None = None,
-    batch_tokens: int = 1 << 16,
-) -> list[AlleleView]:
+    model: Loaded, store: Genome, variants: Sequence[tuple[str, int, int, str, str | None]], *,
+    around: int, window: int | None = None, batch_tokens: int = 1 << 16,
+) -> list[_AlleleView]:  # fmt: skip
     """Give probabilities around variants, up to `around` bases on either side.
 
     Both alleles are read from the same base on. Variants are contig, start, end (0-based
@@ -135,13 +119,13 @@ def allele_views(
                 rows.append(np.concatenate(parts) & np.uint8(BASE_BITS))
             pair.append(sequences[key])
         kept.append((number, start - begin, after - end, (pair[0], pair[1])))
-    names = {row: key for key, row in sequences.items()}
+    names = list(sequences)
 
     def record(row: int) -> str:
         contig, _, start, _, allele = names[row]
         return f"{contig}:{one_based(start):,} with {allele}"
 
-    found = _sequence_probabilities(model, rows, batch_tokens=batch_tokens, record=record)
+    found = _sequence_probabilities(model, rows, batch_tokens, record)
     views = []
     for number, lead, after, pair in kept:
         first = max(0, lead - around)
@@ -150,7 +134,7 @@ def allele_views(
         start = variants[number][1] - (lead - first)
         probabilities = found[pair[1]][first:]
         ends = text[first:lead], text[len(text) - after :]
-        views.append(AlleleView(number, start, *ends, probabilities, ref, alt))
+        views.append(_AlleleView(number, start, *ends, probabilities, ref, alt))
     return views
 
 
@@ -185,33 +169,22 @@ class NucleotidePredictions:
             truth = windows.labels[first : first + size]
             known = np.flatnonzero(truth != IGNORED)
             contig = np.repeat(np.array([interval.contig]), len(known))
-            self._parts.append(
-                (contig, interval.start + known, truth[known], values[start + known])
-            )
+            part = contig, interval.start + known, truth[known], values[start + known]
+            self._parts.append(part)
 
     def write(self, path: Path) -> None:
         """Write a row for each labeled base: contig, 0-based position, label and p_CLASS."""
         classes = self._windows.classes
         contigs, positions, labels, table = map(np.concatenate, zip(*self._parts, strict=True))
-        frame = pl.DataFrame(
-            {
-                "contig": contigs,
-                "position": positions,
-                "label": np.array(classes)[labels],
-                **{f"p_{name}": table[:, i] for i, name in enumerate(classes)},
-            }
-        )
+        frame = pl.DataFrame({
+            "contig": contigs, "position": positions, "label": np.array(classes)[labels],
+            **{f"p_{name}": table[:, i] for i, name in enumerate(classes)},
+        })  # fmt: skip
         with atomic_file(path, overwrite=True) as file:
             frame.write_parquet(file)
 
 
-def _softmax(logits: Tensor, _: Tensor) -> Tensor:
-    """Give the probabilities of A, C, G, T."""
-    return base_logits(logits).softmax(-1)
-
-
 def _window(model: Loaded, window: int | None) -> int:
-    """Give the window, checked against the model."""
     if window is None:
         return min(_WINDOW, model.longest or _WINDOW)
     if window < 2:

@@ -21,46 +21,37 @@ from megabase.data.labeled import LabeledSequences
 from megabase.data.leaks import RowKmers
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
-from megabase.genome.kmers import canonical_kmers
+from megabase.genome.kmers import pack_kmers
 
 _PENALTIES = tuple(float(f"1e{power}") for power in range(-5, 4))
 """Values of C (inverse penalty) that are tried; of alpha = 1 / C for numbers. From features that
 hardly count to features that are hardly held back."""
-_ITERATIONS = 400
-"""Iterations of the solver: later ones move the loss, not the answers."""
+_ITERATIONS = 400  # iterations of the solver: later ones move the loss, not the answers
 _CERTAIN = 20.0
 """Logit of a label that has one answer in all training rows: finite, and a probability of 1."""
 
-_Outputs = dict[str, npt.NDArray[np.float32]]
 _Predict = Callable[[Any], npt.NDArray[np.float32]]
 
 
 class _BaselineResult(NamedTuple):
-    """Outputs and metrics of a fitted baseline."""
-
     value: float
     """Of the metric that chooses, on the validation rows, more being better; -inf where it is not
     defined."""
-    outputs: _Outputs
+    outputs: dict[str, npt.NDArray[np.float32]]
     """Scores of valid and test, as a model gives them: (n, K)."""
-    chosen: dict[str, Any]
-    """k, and the penalty."""
+    chosen: dict[str, Any]  # k, and the penalty
     parameters: int
-    """Weights and offsets."""
-    metrics: dict[str, dict[str, float]]
-    """Metrics of valid and test."""
+    metrics: dict[str, dict[str, float]]  # of valid and test
     seconds: float
-    """Time of all of it."""
 
 
 @lru_cache(maxsize=16)
 def _canonical(k: int) -> npt.NDArray[np.uint64]:
-    """Give the packed canonical k-mers, in order."""
     every = np.arange(4**k, dtype=np.uint64)
     shifts = np.arange(k, dtype=np.uint64)[::-1] * np.uint64(2)
     codes = ((every[:, None] >> shifts) & np.uint64(3)).astype(np.uint8)
     owner = np.arange(0, codes.size, k)
-    return np.unique(canonical_kmers(codes.ravel(), k)[0][owner])
+    return np.unique(pack_kmers(codes.ravel(), k, canonical=True)[0][owner])
 
 
 def kmer_counts(rows: LabeledSequences, k: int) -> Any:
@@ -76,7 +67,7 @@ def kmer_counts(rows: LabeledSequences, k: int) -> Any:
     owner = np.repeat(np.arange(n), rows.lengths)
     codes = rows.codes[rows.offsets[0] : rows.offsets[-1]]
     for size in range(1, k + 1):
-        kmers, known = canonical_kmers(codes, size)
+        kmers, known = pack_kmers(codes, size, canonical=True)
         row = owner[: len(kmers)]
         known = known & (row == owner[size - 1 : size - 1 + len(kmers)])
         feature = np.searchsorted(_canonical(size), kmers[known])
@@ -98,68 +89,60 @@ def require_baseline() -> None:
         raise MissingDependencyError("scikit-learn", "suites", "the k-mer baseline") from error
 
 
-def fit_kmers(
-    splits: Mapping[str, LabeledSequences],
-    lengths: Sequence[int],
-    metric: str,
+def fit_baseline(
+    splits: Mapping[str, LabeledSequences], lengths: Sequence[int] | None, metric: str,
     names: Sequence[str],
-) -> _BaselineResult:
-    """Fit the k-mer baseline, with the longest k-mer and penalty that validation chooses."""
-    require_baseline()
-    started = time.perf_counter()
-    found: list[_BaselineResult] = []
-    for k in lengths:
-        counts = {name: kmer_counts(rows, k) for name, rows in splits.items()}
-        scale = _deviations(counts["train"])
-        features = {name: values @ scale for name, values in counts.items()}
-        # Past the best, weaker penalties only take longer.
-        found.append(_choose(features, splits, metric, {"k": k}, patience=2))
-    return _measured(max(found, key=lambda one: one.value), splits, names, started)
+) -> _BaselineResult:  # fmt: skip
+    """Fit a baseline on the training rows, choose on the validation rows, measure both and test.
 
-
-def fit_overlap(
-    splits: Mapping[str, LabeledSequences], metric: str, names: Sequence[str]
-) -> _BaselineResult:
-    """Fit the overlap baseline on the training rows and measure it.
-
-    For every row and class, the features are the largest share of the row's distinct 16-mers
-    (either strand) that one other training row of that class holds, and its square root, which
-    tells a little from nothing. Where this baseline comes near a model, the model's metric says
-    little about new sequences. InputError for labels that are not classes, or a metric without a
-    value on validation.
+    K-mer counts, with the longest k-mer chosen of `lengths`; with None, the overlap: for every row
+    and class, the largest share of the row's distinct 16-mers (either strand) that one other
+    training row of that class holds, and its square root, which tells a little from nothing. Where
+    that one comes near a model, the model's metric says little about new sequences. `metric`
+    chooses, `names` are measured. InputError where overlap has labels that are not classes, or a
+    metric without a value on validation.
     """
     require_baseline()
     started = time.perf_counter()
-    train = splits["train"]
-    if train.kind != "classes":
-        raise InputError(
-            f"the overlap baseline is for tasks with classes; these labels are of kind {train.kind}"
-        )
-    kmers = RowKmers.of_each(splits)
-    features = {}
-    for name, own in kmers.items():
-        shares = own.largest_shares(
-            kmers["train"], train.labels, train.outputs, same=name == "train"
-        )
-        features[name] = np.concatenate([shares, np.sqrt(shares)], axis=1)
-    best = _choose(features, splits, metric, {})
-    if best.value == -math.inf:
-        raise InputError(f"{metric} is not defined on the validation rows")
-    return _measured(best, splits, names, started)
-
-
-def _measured(
-    best: _BaselineResult,
-    splits: Mapping[str, LabeledSequences],
-    names: Sequence[str],
-    started: float,
-) -> _BaselineResult:
-    """Measure the outputs of the best fit."""
+    if lengths is None:
+        best = _choose(_overlaps(splits), splits, metric, {})
+        if best.value == -math.inf:
+            raise InputError(f"{metric} is not defined on the validation rows")
+    else:
+        # Past the best, weaker penalties only take longer.
+        fits = [_choose(_words(splits, k), splits, metric, {"k": k}, patience=2) for k in lengths]
+        best = max(fits, key=lambda one: one.value)
     measured = {
         name: metrics.measure(names, splits[name].kind, outputs, splits[name].labels)
         for name, outputs in best.outputs.items()
     }
     return best._replace(metrics=measured, seconds=time.perf_counter() - started)
+
+
+def _words(splits: Mapping[str, LabeledSequences], k: int) -> dict[str, Any]:
+    """Give k-mer counts, each divided by its standard deviation over the training rows."""
+    from scipy import sparse
+
+    found = {name: kmer_counts(rows, k) for name, rows in splits.items()}
+    counts = found["train"]
+    mean = np.asarray(counts.mean(axis=0)).ravel()
+    square = np.asarray(counts.multiply(counts).mean(axis=0)).ravel()
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    scale = sparse.diags(inverse.astype(np.float32))
+    return {name: values @ scale for name, values in found.items()}
+
+
+def _overlaps(splits: Mapping[str, LabeledSequences]) -> dict[str, Any]:
+    train = splits["train"]
+    if train.kind != "classes":
+        found = f"these labels are of kind {train.kind}"
+        raise InputError(f"the overlap baseline is for tasks with classes; {found}")
+    kmers, found = RowKmers.of_each(splits), {}
+    for name, own in kmers.items():
+        shares = own.largest_shares(kmers["train"], train.labels, train.outputs)
+        found[name] = np.concatenate([shares, np.sqrt(shares)], axis=1)
+    return found
 
 
 def _choose(
@@ -187,17 +170,6 @@ def _choose(
     return best
 
 
-def _deviations(counts: Any) -> Any:
-    """Give the diagonal matrix that divides each feature by its standard deviation."""
-    from scipy import sparse
-
-    mean = np.asarray(counts.mean(axis=0)).ravel()
-    square = np.asarray(counts.multiply(counts).mean(axis=0)).ravel()
-    deviation = np.sqrt(np.maximum(square - mean**2, 0))
-    inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    return sparse.diags(inverse.astype(np.float32))
-
-
 def _fit(features: Any, labels: npt.NDArray[Any], kind: str, penalty: float) -> _Predict:
     """Fit one model; give a function from features to outputs (n, K)."""
     if kind == "classes":
@@ -218,7 +190,6 @@ def _fit(features: Any, labels: npt.NDArray[Any], kind: str, penalty: float) -> 
 
 
 def _logistic(features: Any, labels: npt.NDArray[Any], penalty: float) -> _Predict:
-    """Fit a logistic regression; give a function from features to scores (n, K)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -235,7 +206,6 @@ def _logistic(features: Any, labels: npt.NDArray[Any], penalty: float) -> _Predi
 
 
 def _ridge(features: Any, values: npt.NDArray[Any], penalty: float) -> _Predict:
-    """Fit a ridge regression; give a function from features to numbers (n,)."""
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=1.0 / penalty, solver="sparse_cg", random_state=0)

@@ -43,39 +43,20 @@ _Predictions = Iterator[tuple[_Index, Tensor]]
 
 
 def token_log_probs(
-    model: nn.Module | Loaded,
-    input_ids: Tensor,
-    *,
-    masking: Masking | None = None,
-    batch_tokens: int = 1 << 16,
-    record: Callable[[int], str] = lambda row: f"row {row}",
-) -> Tensor:
+    model: nn.Module | Loaded, input_ids: Tensor, *, masking: Masking | None = None,
+    batch_tokens: int = 1 << 16, record: Callable[[int], str] = lambda row: f"row {row}",
+) -> Tensor:  # fmt: skip
     """Give the natural log-probability of every base among A, C, G, T: (batch, length), float32 up.
 
     NaN where there is no value: at N and special tokens, and at the first token of a row in a
-    causal model, which has nothing before it; sum with :func:`torch.nansum`.
+    causal model, which has nothing before it; sum with :func:`torch.nansum`. The model is run in
+    evaluation mode and without gradients; its mode is restored. `input_ids` (batch, length) have no
+    padding on the left and lie on its device; `masking` is by default ``"causal"`` for causal
+    models and ``"single"`` for masked ones, which reads about `batch_tokens` positions at a time;
+    `record` names a row for messages.
 
-    Parameters
-    ----------
-    model
-        A causal or masked language model with one token for each base. It is run in evaluation
-        mode and without gradients; its mode is restored.
-    input_ids
-        Token ids without padding on the left, (batch, length), on the device of the model.
-    masking
-        Masking rule; when None ``"causal"`` for causal models and ``"single"`` for masked ones.
-    batch_tokens
-        About how many positions ``"single"`` reads at a time; time and memory, not the result.
-    record
-        Name of a row, for messages.
-
-    Raises
-    ------
-    InputError
-        When the model is not a language model over bases or cannot follow the rule, when ids are
-        not (batch, length), or when the input is longer than the model takes.
-    NotFiniteError
-        When a base has a log-probability that is NaN or infinite.
+    InputError when the model has not one token for each base or cannot follow the rule, ids are not
+    (batch, length), or longer than the model takes; NotFiniteError for NaN or infinity.
     """
     name = model.name if isinstance(model, Loaded) else type(model).__name__
     module: nn.Module = model.model if isinstance(model, Loaded) else model
@@ -99,15 +80,9 @@ def token_log_probs(
 
 
 def predict_tokens(
-    model: nn.Module,
-    ids_BL: Tensor,
-    masking: Masking,
-    read: Callable[[Tensor, Tensor], Tensor],
-    *,
-    columns: slice | None = None,
-    wanted_BL: Tensor | None = None,
-    batch_tokens: int = 1 << 16,
-) -> Tensor:
+    model: nn.Module, ids_BL: Tensor, masking: Masking, read: Callable[[Tensor, Tensor], Tensor], *,
+    columns: slice | None = None, wanted_BL: Tensor | None = None, batch_tokens: int = 1 << 16,
+) -> Tensor:  # fmt: skip
     """Predict tokens under a masking rule; the core of all verbs, for models in inference mode.
 
     `read` turns logits (..., V) and the ids (...) that they predict into values (..., K) or (...).
@@ -124,11 +99,8 @@ def predict_tokens(
         assert wanted_BL is not None
         hidden = wanted_BL.nonzero()
         rows = max(1, batch_tokens // max(1, ids_BL.shape[1]))
-        found = (
-            _together(model, ids_BL, hidden)
-            if masking == "together"
-            else _one_by_one(model, ids_BL, hidden.split(rows))
-        )
+        apart = masking == "single"
+        found = _hide(model, ids_BL, hidden.split(rows) if apart else (hidden,), apart)
     out: Tensor | None = None
     for at, logits in found:
         values = read(logits, ids_BL[at])
@@ -143,9 +115,10 @@ def predict_tokens(
 
 def look_up(logits: Tensor, ids: Tensor, over: Literal["bases", "all"] = "bases") -> Tensor:
     """Give the log-probability of each token, in float32 at least; over bases only bases count."""
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if over == "bases":
-        scores, ids = scores[..., _FIRST : _LAST + 1], (ids - _FIRST).clamp(0, _LAST - _FIRST)
+        scores, ids = base_logits(logits), (ids - _FIRST).clamp(0, _LAST - _FIRST)
+    else:
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return scores.gather(-1, ids[..., None])[..., 0] - scores.logsumexp(-1)
 
 
@@ -177,11 +150,13 @@ def _next_tokens(model: nn.Module, ids_BL: Tensor, columns: slice | None) -> _Pr
     # A model that shares whole sequences with other processes does so when it is called itself.
     shared = getattr(model, "takes_whole_sequences", False)
     split = base is not model and isinstance(head, nn.Linear) and not shared
+    config: Any = getattr(model, "config", None)
+    limit: int = config.max_length if isinstance(backbone, Backbone) else 0
     if columns is not None:
         low, stop = columns.start - 1, columns.stop - 1
         logits = _logits(model, ids_BL[:, :stop])
         yield (slice(None), columns), logits[:, low:]
-    elif split and length >= _STREAMED and _streams(model, backbone, length):
+    elif split and _STREAMED <= length <= limit and can_stream(backbone):
         for row in range(batch):
             for at, hidden in stream_backbone(backbone, ids_BL[row : row + 1]):
                 count = min(at.stop, length - 1) - at.start
@@ -200,32 +175,17 @@ def _next_tokens(model: nn.Module, ids_BL: Tensor, columns: slice | None) -> _Pr
         yield (slice(None), slice(1, None)), _logits(model, ids_BL)[:, :-1]
 
 
-def _streams(model: nn.Module, backbone: Any, length: int) -> bool:
-    """Whether a sequence can be read piece by piece, and fits."""
-    limit: int = model.config.max_length  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-    return isinstance(backbone, Backbone) and length <= limit and can_stream(backbone)
-
-
-def _one_by_one(model: nn.Module, ids_BL: Tensor, parts: tuple[Tensor, ...]) -> _Predictions:
-    """Hide each position alone; `parts` hold (row, column) pairs that are read at a time."""
+def _hide(model: nn.Module, ids_BL: Tensor, parts: tuple[Tensor, ...], apart: bool) -> _Predictions:
+    """Hide each position in a row of its own (`apart`), or all; `parts` are (row, column) pairs."""
     for part in parts:
         row, column = part.unbind(1)
-        number = torch.arange(len(row), device=row.device)
-        hidden = ids_BL[row]
-        hidden[number, column] = MASK_ID
-        yield (row, column), _logits(model, hidden)[number, column]
-
-
-def _together(model: nn.Module, ids_BL: Tensor, positions: Tensor) -> _Predictions:
-    """Hide all positions at once."""
-    row, column = positions.unbind(1)
-    hidden = ids_BL.clone()
-    hidden[row, column] = MASK_ID
-    yield (row, column), _logits(model, hidden)[row, column]
+        place = torch.arange(len(row), device=row.device) if apart else row
+        hidden = ids_BL[row] if apart else ids_BL.clone()
+        hidden[place, column] = MASK_ID
+        yield (row, column), _logits(model, hidden)[place, column]
 
 
 def _every_seventh(model: nn.Module, ids_BL: Tensor, columns: slice) -> _Predictions:
-    """Hide every seventh of the columns at a time."""
     for turn in range(min(_PASSES, columns.stop - columns.start)):
         part = slice(columns.start + turn, columns.stop, _PASSES)
         hidden = ids_BL.clone()

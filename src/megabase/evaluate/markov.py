@@ -15,16 +15,16 @@ back; the second trusts long contexts too much on DNA without the repeats that t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.regions import Regions
+from megabase.data.regions import Intervals, Regions
 from megabase.errors import InputError
-from megabase.evaluate.blocks import Blocks, read_rows
 from megabase.evaluate.results import Baseline, Measure
+from megabase.evaluate.sequences import read_rows
 from megabase.genome.alphabet import BASE_BITS, N, T
 from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
@@ -33,6 +33,7 @@ DEFAULT_RATE = 8.0
 """Weight of the next shorter context, in counts, where no rate is fitted: one number for all
 orders and genomes, so that this baseline depends on the counts alone."""
 
+_Codes, _Kmers, _Floats = npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.float64]
 _MAX_ORDER = 14  # 4**15 counts of 4 bytes are 4 GiB; order 12 takes 256 MiB
 _CHUNK = 1 << 18  # bases looked at in one go: the arrays of a chunk stay small
 _TUNING_BASES = 1 << 20  # enough to choose a dozen rates; more changes nothing
@@ -42,8 +43,7 @@ _RATES = 2.0 ** np.arange(-1.0, 11.5, 0.5)  # finer steps move no digit of a per
 class _MarkovModel:
     """Interpolated Markov models of every order from 0 to ``max_order``, over one set of counts.
 
-    Memory is about 1.4 * 4 ** (max_order + 2) bytes (360 MB at order 12). ``fitted_rates`` has one
-    rate for each order, or is None before :meth:`fit_rates`.
+    Memory is about 1.4 * 4 ** (max_order + 2) bytes (360 MB at order 12).
     """
 
     def __init__(self, max_order: int = 12) -> None:
@@ -70,7 +70,6 @@ class _MarkovModel:
 
     @property
     def bases(self) -> int:
-        """Number of bases counted."""
         return int(self.counts(0).sum())
 
     def counts(self, order: int) -> npt.NDArray[np.integer]:
@@ -87,11 +86,8 @@ class _MarkovModel:
         return self._summed[order].reshape(-1, 4)
 
     def log_probabilities(
-        self,
-        codes: npt.NDArray[np.uint8],
-        first: int = 0,
-        rates: float | Sequence[float] = DEFAULT_RATE,
-    ) -> npt.NDArray[np.float64]:
+        self, codes: _Codes, first: int = 0, rates: float | Sequence[float] = DEFAULT_RATE
+    ) -> _Floats:
         """Natural log-probability of each base from index `first` on, after the bases before it.
 
         Codes are uint8 (length,) or (rows, length). Gives float64 (max_order + 1, ..., length -
@@ -101,13 +97,11 @@ class _MarkovModel:
         orders = self.max_order + 1
         steps = [rates] * orders if isinstance(rates, int | float) else list(rates)
         if len(steps) != orders or not all(rate > 0 for rate in steps):
-            raise InputError(
-                f"expected one rate above 0, or {orders} of them (orders 0 to {self.max_order}); "
-                f"found {rates!r}"
-            )
+            expected = f"one rate above 0, or {orders} of them (orders 0 to {self.max_order})"
+            raise InputError(f"expected {expected}; found {rates!r}")
         kmer, run = _kmers(codes, self.max_order)
         kmer, run = kmer[..., first:], run[..., first:]
-        out = np.empty((self.max_order + 1, *kmer.shape))
+        out = np.empty((orders, *kmer.shape))
         probability = np.full(kmer.shape, 0.25)
         for order, rate in enumerate(steps):
             seen, total = self._seen(order, kmer)
@@ -134,10 +128,7 @@ class _MarkovModel:
             probability[whole] = (seen + rate * shorter) / (total + rate)
         self.fitted_rates = tuple(chosen)
 
-    def _seen(
-        self, order: int, kmer: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Count how often each k-mer, and its context, was seen."""
+    def _seen(self, order: int, kmer: _Kmers) -> tuple[_Floats, _Floats]:
         part = kmer & (4 ** (order + 1) - 1)
         after = self.counts(order)[part >> 2]
         seen = np.take_along_axis(after, (part & 3)[..., None], axis=-1)[..., 0]
@@ -151,10 +142,9 @@ def train_markov(store: Genome, regions: Regions, max_order: int = 12) -> _Marko
     likelihood under the counts of the rest, and then it is counted as well.
     """
     model = _MarkovModel(max_order)
-    pieces = _pieces(regions, max_order)
     held_back: list[tuple[npt.NDArray[np.uint8], int]] = []
     room = _TUNING_BASES
-    for number, (contig, start, end, first) in enumerate(pieces):
+    for number, (contig, start, end, first) in enumerate(_pieces(regions, max_order)):
         codes = store.view(contig)[start:end]
         if number % 20 == 10 and room > 0:
             held_back.append((codes, first))
@@ -173,27 +163,21 @@ def train_markov(store: Genome, regions: Regions, max_order: int = 12) -> _Marko
     return model
 
 
-def _pieces(regions: Regions, max_order: int) -> list[tuple[int, int, int, int]]:
+def _pieces(regions: Regions, max_order: int) -> Iterator[tuple[int, int, int, int]]:
     """Cut regions into (contig, start, end, first): context from start, counting from first."""
     # Small genomes are cut finer, so that there are pieces to hold back.
     step = min(_CHUNK, max(64, regions.total // 60))
-    pieces: list[tuple[int, int, int, int]] = []
-    for contig, start, end in zip(
-        regions.contig.tolist(), regions.start.tolist(), regions.end.tolist(), strict=True
-    ):
+    rows = zip(regions.contig.tolist(), regions.start.tolist(), regions.end.tolist(), strict=True)
+    for contig, start, end in rows:
         for begin in range(start, end, step):
             first = min(max_order, begin - start)
-            pieces.append((contig, begin - first, min(begin + step, end), first))
-    return pieces
+            yield contig, begin - first, min(begin + step, end), first
 
 
-def _kmers(
-    codes: npt.NDArray[np.uint8], max_order: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _kmers(codes: _Codes, max_order: int) -> tuple[_Kmers, _Kmers]:
     """Pack the k-mer of max_order + 1 bases that ends at each position, the newest base lowest.
 
-    Also gives the number of unbroken bases (A, C, G, T) that end there; digits beyond it mean
-    nothing.
+    Also gives the number of unbroken bases (A, C, G, T) that end there; digits beyond mean nothing.
     """
     # Rows are packed as one sequence, apart by as many N as a k-mer reaches back.
     gaps = [(0, 0)] * (codes.ndim - 1) + [(max_order, 0)]
@@ -207,13 +191,9 @@ def _kmers(
 
 
 def score_baselines(
-    store: Genome,
-    blocks: Blocks,
-    model_nll: npt.NDArray[np.float64],
-    curve_blocks: Blocks | None = None,
-    train_regions: Regions | None = None,
-    max_order: int = 12,
-) -> tuple[tuple[Baseline, ...], int]:
+    store: Genome, blocks: Intervals, model_nll: _Floats, curve_blocks: Intervals | None = None,
+    train_regions: Regions | None = None, max_order: int = 12,
+) -> tuple[tuple[Baseline, ...], int]:  # fmt: skip
     """Score the uniform model and Markov models on the targets of an evaluation.
 
     `model_nll` are the model's sums of -ln p over A, C, G, T for each block. Gives the uniform
@@ -232,42 +212,32 @@ def score_baselines(
     if curve_blocks is not None:
         curve_sums, curve_targets = _score(store, curve_blocks, markov)
         curve = [Measure.of(line, curve_targets) for line in curve_sums]
-    baselines = tuple(
-        Baseline(
-            *facts, Measure.of(line, targets), of_curve, *Measure.saving(line, model_nll, targets)
-        )
-        for facts, line, of_curve in zip(names, sums, curve, strict=True)
-    )
-    return baselines, 0 if markov is None else markov.bases
+    baselines = []
+    for facts, line, of_curve in zip(names, sums, curve, strict=True):
+        own = (Measure.of(line, targets), of_curve, *Measure.saving(line, model_nll, targets))
+        baselines.append(Baseline(*facts, *own))
+    return tuple(baselines), 0 if markov is None else markov.bases
 
 
 def _rates(markov: _MarkovModel | None) -> list[tuple[float, ...]]:
-    """Give the rates of all orders: the fixed ones, and the fitted ones if there are."""
     if markov is None:
         return []
     fixed = (DEFAULT_RATE,) * (markov.max_order + 1)
     return [fixed] if markov.fitted_rates is None else [fixed, markov.fitted_rates]
 
 
-def _score(
-    store: Genome, blocks: Blocks, markov: _MarkovModel | None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _score(store: Genome, blocks: Intervals, markov: _MarkovModel | None) -> tuple[_Floats, _Kmers]:
     """Sum -ln p over the targets of each block: (baselines, blocks), and the number of targets."""
     choices = _rates(markov)
-    sums = np.zeros((1 + sum(map(len, choices)), len(blocks)))
-    targets = np.zeros(len(blocks), np.int64)
+    sums = np.zeros((1 + sum(map(len, choices)), len(blocks.start)))
+    targets = np.zeros(len(blocks.start), np.int64)
     widest = int((blocks.end - blocks.start).max(initial=1))
     before = 0 if markov is None else markov.max_order
     for rows in read_rows(store, blocks, targets=widest, before=before, bases=1 << 18):
         known = rows.wanted & ((rows.codes[:, rows.lead :] & BASE_BITS) <= T)
         targets[rows.number] = known.sum(1)
         sums[0, rows.number] = math.log(4) * known.sum(1)
-        line = 1
-        if markov is None:
-            continue
-        for rates in choices:
-            found = markov.log_probabilities(rows.codes, rows.lead, rates)
-            part = slice(line, line + len(rates))
-            sums[part, rows.number] = -np.where(known, found, 0.0).sum(-1)
-            line += len(rates)
+        found = [markov.log_probabilities(rows.codes, rows.lead, r) for r in choices if markov]
+        if found:
+            sums[1:, rows.number] = -np.where(known, np.concatenate(found), 0.0).sum(-1)
     return sums, targets

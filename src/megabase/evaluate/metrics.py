@@ -2,9 +2,8 @@
 
 Outputs are float (n, K); labels int64 (n,) class numbers or float (n, K) with NaN where a label is
 not known. Class metrics read the largest logit; of several labels each is measured by itself, yes
-being a logit above 0, and the value is the mean over labels. Rank metrics and Pearson's correlation
-are those of torchmetrics; what depends on the confusion matrix alone is computed from it in
-float64, so that a bootstrap and streamed counts give the same digits.
+being a logit above 0, and the value is the mean over labels. All is computed in float64 from counts
+where counts are enough, so that a bootstrap and streamed counts give the same digits.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from megabase.data.labeled import IGNORED, LabeledSequences
 from megabase.errors import InputError
@@ -26,21 +24,15 @@ from megabase.objectives.labels import SCORE_BINS
 
 _Outputs = npt.NDArray[np.floating[Any]]
 _Labels = npt.NDArray[Any]
-
-
-_MOST_LABELS = 16
-"""Most labels with a bootstrap: each draw ranks all rows once for every label."""
+_Floats, _Ints = npt.NDArray[np.float64], npt.NDArray[np.int64]
+_MOST_LABELS = 16  # most labels with a bootstrap: each draw ranks all rows once for every label
 
 
 class _Metric(NamedTuple):
-    """A metric by name."""
-
-    kinds: tuple[str, ...]
-    """Kinds of labels it is for."""
+    kinds: tuple[str, ...]  # kinds of labels it is for
     one: Callable[[_Outputs, _Labels], float]
     """Takes logits (n, C) and class numbers (n,), or one column of outputs and labels (n,)."""
     higher: bool = True
-    """Whether more is better."""
 
 
 def confusion(outputs: _Outputs, labels: _Labels) -> npt.NDArray[np.int64]:
@@ -52,13 +44,7 @@ def confusion(outputs: _Outputs, labels: _Labels) -> npt.NDArray[np.int64]:
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
-def _accuracy(table: npt.NDArray[Any]) -> float:
-    """Share of the diagonal."""
-    return float(np.trace(table) / table.sum())
-
-
 def _mcc(table: npt.NDArray[Any]) -> float:
-    """Matthews' correlation coefficient."""
     table = table.astype(np.float64)
     total, right = table.sum(), np.trace(table)
     true, said = table.sum(axis=1), table.sum(axis=0)
@@ -69,17 +55,18 @@ def _mcc(table: npt.NDArray[Any]) -> float:
 
 def _f1(table: npt.NDArray[Any]) -> float:
     """Mean over classes of 2 TP / (2 TP + FP + FN); classes nowhere seen are left out."""
-    table = table.astype(np.float64)
-    hits, both = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
-    seen = both > 0
-    return float((2 * hits[seen] / both[seen]).mean())
+    return float(np.nanmean(_f1_of_classes(table)))
 
 
 def _f1_weighted(table: npt.NDArray[Any]) -> float:
     """Mean over classes of their F1, each weighing as many rows as truly belong to it."""
-    both, true = table.sum(axis=0) + table.sum(axis=1), table.sum(axis=1)
-    f1 = np.divide(2 * np.diag(table), both, out=np.zeros(len(both)), where=both > 0)
-    return float((f1 * true).sum() / true.sum())
+    true = table.sum(axis=1)
+    return float(np.nansum(_f1_of_classes(table) * true) / true.sum())
+
+
+def _f1_of_classes(table: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    both = table.sum(axis=0) + table.sum(axis=1)
+    return np.divide(2 * np.diag(table), both, out=np.full(len(both), np.nan), where=both > 0)
 
 
 def _f1_yes(table: npt.NDArray[Any]) -> float:
@@ -90,13 +77,10 @@ def _f1_yes(table: npt.NDArray[Any]) -> float:
     return float(2 * table[1, 1] / below) if below else 0.0
 
 
-def _by_class(kind: str) -> Callable[[_Outputs, _Labels], float]:
+def _by_class(metric: Callable[..., float]) -> Callable[[_Outputs, _Labels], float]:
     """Rank metrics: one score for two classes, the mean of one against the rest for more."""
 
     def compute(outputs: _Outputs, labels: _Labels) -> float:
-        from torchmetrics.functional.classification import binary_auroc, binary_average_precision
-
-        function: Any = binary_auroc if kind == "auroc" else binary_average_precision
         outputs = outputs.astype(np.float64)
         if outputs.ndim == 1:
             scores, truths = outputs[:, None], labels[:, None] > 0.5
@@ -106,36 +90,24 @@ def _by_class(kind: str) -> Callable[[_Outputs, _Labels], float]:
             shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
             scores = shifted / shifted.sum(axis=1, keepdims=True)
             truths = labels[:, None] == np.arange(outputs.shape[1])
-        values = [
-            float(function(torch.from_numpy(_ranks(s)), torch.from_numpy(t.astype(np.int64))))
-            for s, t in zip(scores.T, truths.T, strict=True)
-            if t.any() and not t.all()
-        ]
-        return float(np.mean(values)) if values else math.nan
+        pairs = zip(scores.T, truths.T, strict=True)
+        return _mean([metric(*_counts(s, t)) for s, t in pairs if t.any() and not t.all()])
 
     return compute
 
 
-def _ranks(values: _Outputs) -> _Outputs:
-    """Rank values within [0, 1]: rank metrics keep their value, and logits are not squashed."""
-    distinct, rank = np.unique(values, return_inverse=True)
-    return rank.reshape(-1).astype(np.float64) / max(1, len(distinct) - 1)
+def _counts(scores: _Outputs, truth: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.int64]]:
+    """Count no and yes at each distinct score, in rising order."""
+    distinct, rank = np.unique(scores, return_inverse=True)
+    rank = rank.reshape(-1)
+    return [np.bincount(rank[each], minlength=len(distinct)) for each in (~truth, truth)]
 
 
 def _pearson(outputs: _Outputs, labels: _Labels) -> float:
     """Pearson's correlation; NaN where one side does not vary."""
-    from torchmetrics.functional import pearson_corrcoef
-
     if min(len(np.unique(x)) for x in (outputs, labels)) < 2:
         return math.nan
-    pair = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (outputs, labels))
-    return float(pearson_corrcoef(*pair))
-
-
-def _spearman(outputs: _Outputs, labels: _Labels) -> float:
-    """Spearman's correlation."""
-    # torchmetrics' own adds 1e-6 below the fraction, which the sixth digit shows.
-    return _pearson(_mean_ranks(outputs), _mean_ranks(labels))
+    return float(np.corrcoef(outputs.astype(np.float64), labels.astype(np.float64))[0, 1])
 
 
 def _mean_ranks(values: _Outputs) -> _Outputs:
@@ -145,16 +117,25 @@ def _mean_ranks(values: _Outputs) -> _Outputs:
     return (last - (counts - 1) / 2)[group.reshape(-1)]
 
 
-def _mean_squared_error(outputs: _Outputs, labels: _Labels) -> float:
-    """Mean of the squared differences."""
-    return float(np.square(outputs.astype(np.float64) - labels).mean())
+def _auroc(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
+    """Share of (yes, no) pairs in the right order; equal ones count half."""
+    below = np.cumsum(no) - no
+    return float((yes * (below + no / 2)).sum() / (yes.sum() * no.sum()))
+
+
+def _auprc(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
+    """Average precision: the mean over yes of the precision at its score."""
+    yes, no = yes[::-1], no[::-1]
+    hits, said = np.cumsum(yes), np.cumsum(yes + no)
+    seen = yes > 0
+    return float((yes[seen] * hits[seen] / said[seen]).sum() / yes.sum())
 
 
 _ANSWERS, _NUMBERS = ("classes", "multi_label", "nucleotides"), ("regression", "tracks")
 """Kinds of labels with answers to choose from, and with numbers."""
 _COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
-    "accuracy": _accuracy, "mcc": _mcc, "f1": _f1, "f1_positive": _f1_yes,
-    "f1_weighted": _f1_weighted,
+    "accuracy": lambda table: float(np.trace(table) / table.sum()), "mcc": _mcc, "f1": _f1,
+    "f1_positive": _f1_yes, "f1_weighted": _f1_weighted,
 }  # fmt: skip
 """Metrics of the confusion matrix (true, predicted) alone."""
 METRICS: dict[str, _Metric] = {
@@ -162,11 +143,11 @@ METRICS: dict[str, _Metric] = {
         name: _Metric(_ANSWERS, lambda outputs, labels, f=value: f(confusion(outputs, labels)))
         for name, value in _COUNTED.items()
     },
-    "auroc": _Metric(_ANSWERS, _by_class("auroc")),
-    "auprc": _Metric(_ANSWERS, _by_class("auprc")),
+    "auroc": _Metric(_ANSWERS, _by_class(_auroc)),
+    "auprc": _Metric(_ANSWERS, _by_class(_auprc)),
     "pearson": _Metric(_NUMBERS, _pearson),
-    "spearman": _Metric(_NUMBERS, _spearman),
-    "mse": _Metric(_NUMBERS, _mean_squared_error, higher=False),
+    "spearman": _Metric(_NUMBERS, lambda *pair: _pearson(*map(_mean_ranks, pair))),
+    "mse": _Metric(_NUMBERS, lambda a, b: float(np.square(a.astype(float) - b).mean()), False),
 }
 """Metrics by name. ``f1`` is the mean over classes (macro), ``f1_weighted`` that weighted by the
 rows of each, ``f1_positive`` that of the second of two classes; ``auroc`` and ``auprc`` of more
@@ -188,7 +169,6 @@ def higher_is_better(name: str) -> bool:
 
 
 def _find(name: str) -> _Metric:
-    """Give a metric by name."""
     if name not in METRICS:
         raise InputError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
     return METRICS[name]
@@ -240,10 +220,8 @@ def measure_numbers(
     parts |= {f" {one}": place == i for one, i in number.items()} if len(number) > 1 else {}
     for end, part in parts.items() if detail else ():
         for name in names:
-            for track, value in zip(
-                rows.classes, _by_label(name, said[part], rows.labels[part]), strict=True
-            ):
-                found[f"{name} {track}{end}"] = value
+            values = _by_label(name, said[part], rows.labels[part])
+            found |= {f"{name} {k}{end}": v for k, v in zip(rows.classes, values, strict=True)}
     return found
 
 
@@ -264,12 +242,9 @@ def median_by_group(
     `groups` has the first column of each and the one after its last; NaN for a group without a
     label that has both answers.
     """
-    values = np.array(_by_label(name, outputs, labels))
-    found: dict[str, float] = {}
-    for group, (first, last) in groups.items():
-        known = values[first:last][~np.isnan(values[first:last])]
-        found[group] = float(np.median(known)) if len(known) else math.nan
-    return found
+    values = _by_label(name, outputs, labels)
+    own = {group: [x for x in values[slice(*span)] if x == x] for group, span in groups.items()}
+    return {group: float(np.median(known)) if known else math.nan for group, known in own.items()}
 
 
 def _mean(values: list[float]) -> float:
@@ -297,26 +272,11 @@ def measure_table(
         elif name in _COUNTED:
             found[name] = _COUNTED[name](confusion)
         else:
-            metric = auroc_of_counts if name == "auroc" else auprc_of_counts
+            metric = _auroc if name == "auroc" else _auprc
             # Of two classes the second is the positive one; of more, each is, in turn.
             chosen = histograms[1:] if classes == 2 else histograms
-            each = [metric(no, yes) for no, yes in chosen if no.any() and yes.any()]
-            found[name] = float(np.mean(each)) if each else math.nan
+            found[name] = _mean([metric(no, yes) for no, yes in chosen if no.any() and yes.any()])
     return found
-
-
-def auroc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
-    """Share of (yes, no) pairs in the right order; equal ones count half."""
-    below = np.cumsum(no) - no
-    return float((yes * (below + no / 2)).sum() / (yes.sum() * no.sum()))
-
-
-def auprc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
-    """Average precision: the mean over yes of the precision at its score."""
-    yes, no = yes[::-1], no[::-1]
-    hits, said = np.cumsum(yes), np.cumsum(yes + no)
-    seen = yes > 0
-    return float((yes[seen] * hits[seen] / said[seen]).sum() / yes.sum())
 
 
 @lru_cache(maxsize=4096)
@@ -338,21 +298,19 @@ def bootstrap_interval(
             outputs, labels = kept["test"], kept["test_labels"]
         if labels.ndim > 1 and labels.shape[1] > _MOST_LABELS:
             return None, None
-        held.append(
-            (zlib.crc32(digest.encode()), len(labels), _of_rows(kind, metric, outputs, labels))
-        )
+        value_of = _of_rows(kind, metric, outputs, labels)
+        held.append((zlib.crc32(digest.encode()), len(labels), value_of))
     drawn: list[float] = []
     for number in range(resamples):
-        values: list[float] = []
-        for seed, rows, value_of in held:
-            chosen = np.random.default_rng((seed, number)).integers(0, rows, rows)
-            values.append(value_of(chosen))
+        values = [
+            value_of(np.random.default_rng((seed, number)).integers(0, rows, rows))
+            for seed, rows, value_of in held
+        ]
         drawn.append(sum(values) / len(values))
-    known = np.array(drawn)[~np.isnan(drawn)]
-    if not len(known):
+    if np.isnan(drawn).all():
         return None, None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+    return low, high
 
 
 def _of_rows(kind: str, metric: str, outputs: Any, labels: Any) -> Callable[[Any], float]:
@@ -367,3 +325,115 @@ def _of_rows(kind: str, metric: str, outputs: Any, labels: Any) -> Callable[[Any
 
         return counted
     return lambda rows: measure([metric], kind, outputs[rows], labels[rows])[metric]
+
+
+VARIANT_METRICS = {
+    "auprc_by_chromosome": "AUPRC by chromosome",
+    "auprc": "AUPRC",
+    "auroc": "AUROC",
+    "auprc_macro": "AUPRC, mean of subsets",
+    "auroc_macro": "AUROC, mean of subsets",
+    "pairwise": "pairs in order",
+}
+"""Metrics by name, and as tables show them. By chromosome: the mean over chromosomes, each weighing
+as many rows as it has (TraitGym); pairs are those of a positive and a negative of one match group,
+ties count half; a chromosome or subset without both labels does not count."""
+
+
+class _Estimate(NamedTuple):
+    """A metric with its 95 % interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+class _Part(NamedTuple):
+    """Rows in the order of their scores."""
+
+    rows: _Ints
+    starts: _Ints  # index of the first row of each score
+    label: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: _Ints, score: _Floats, label: npt.NDArray[np.bool_]) -> _Part:
+        rows = rows[np.argsort(score[rows], kind="stable")]
+        new = np.append(True, np.diff(score[rows]) != 0)
+        return cls(rows, np.flatnonzero(new), label[rows])
+
+    def value(self, weight: _Floats, metric: Callable[[_Floats, _Floats], float]) -> float:
+        """Compute a metric of counts (negative, positive) by rising score."""
+        own = weight[self.rows]
+        yes = np.add.reduceat(own * self.label, self.starts)
+        no = np.add.reduceat(own * ~self.label, self.starts)
+        return metric(no, yes) if no.any() and yes.any() else math.nan
+
+
+def measure_variants(
+    score: _Floats, label: npt.NDArray[np.bool_], chromosome: npt.ArrayLike,
+    subset: npt.ArrayLike | None, group: npt.ArrayLike, resamples: int,
+) -> dict[str, _Estimate]:  # fmt: skip
+    """Measure scores (n,), higher for the positive, by every metric; NaN scores are left out.
+
+    Each resample draws as many groups as there are, with replacement; the same groups are drawn for
+    every score of the same rows. A group that is all alone has no pairs. Chromosomes, subsets and
+    groups are names or numbers (n,).
+    """
+    known = np.flatnonzero(np.isfinite(score))
+    group = np.unique(np.asarray(group), return_inverse=True)[1].reshape(-1)
+
+    def parts(names: npt.ArrayLike) -> list[_Part]:
+        code = np.asarray(names)
+        split = [known[code[known] == number] for number in np.unique(code[known])]
+        # One without both labels has no value in any resample.
+        both = [rows for rows in split if label[rows].any() and not label[rows].all()]
+        return [_Part.of(rows, score, label) for rows in both]
+
+    chromosomes, whole = parts(chromosome), parts(np.zeros(len(score)))
+    subsets = parts(subset) if subset is not None else []
+    wins, pairs = _pairs(score, label, group, known)
+
+    def all_of(by_group: _Floats) -> list[float]:
+        weight = by_group[group]
+
+        def mean(of: list[_Part], metric: Callable[..., float], by_rows: bool = False) -> float:
+            values = np.array([part.value(weight, metric) for part in of])
+            rows = np.array([weight[part.rows].sum() if by_rows else 1.0 for part in of])
+            seen = ~np.isnan(values)
+            return float((values * rows)[seen].sum() / rows[seen].sum()) if seen.any() else math.nan
+
+        count = float(by_group @ pairs)
+        return [
+            mean(chromosomes, _auprc, True), mean(whole, _auprc),
+            mean(whole, _auroc), mean(subsets, _auprc),
+            mean(subsets, _auroc), float(by_group @ wins) / count if count else math.nan,
+        ]  # fmt: skip
+
+    size, rng = int(group.max()) + 1, np.random.default_rng(0)
+    values = all_of(np.ones(size))
+    drawn = np.array([
+        all_of(np.bincount(rng.integers(0, size, size), minlength=size).astype(np.float64))
+        for _ in range(resamples)
+    ]).reshape(resamples, len(values))  # fmt: skip
+    found = {}
+    for name, value, column in zip(VARIANT_METRICS, values, drawn.T, strict=True):
+        ends = [math.nan, math.nan]
+        if not math.isnan(value) and not np.isnan(column).all() and resamples:
+            ends = np.nanpercentile(column, [2.5, 97.5]).tolist()
+        found[name] = _Estimate(value, *ends)
+    return found
+
+
+def _pairs(
+    score: _Floats, label: npt.NDArray[np.bool_], group: _Ints, known: _Ints
+) -> tuple[_Floats, _Floats]:
+    """Count, by group, the pairs in the right order (ties half) and all pairs."""
+    wins, pairs = (np.zeros(int(group.max()) + 1) for _ in range(2))
+    order = known[np.argsort(group[known], kind="stable")]
+    cuts = np.flatnonzero(np.diff(group[order])) + 1
+    for rows in np.split(order, cuts):
+        if len(rows) > 1:
+            apart = score[rows][label[rows]][:, None] - score[rows][~label[rows]]
+            wins[group[rows[0]]] = ((np.sign(apart) + 1) / 2).sum()
+            pairs[group[rows[0]]] = apart.size
+    return wins, pairs

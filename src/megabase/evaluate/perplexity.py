@@ -1,8 +1,7 @@
 """Perplexity of a language model on held-out DNA, against baselines without a network.
 
 Perplexity is exp(mean of -ln p(x)) over all target bases x, the A, C, G, T of the regions: over all
-columns of the vocabulary, and renormalized over A, C, G, T. Context comes from the contig, so it
-may lie before the region.
+columns of the vocabulary, and renormalized over A, C, G, T. Context may lie before the region.
 
 A forward pass reads ``window`` positions and its last ``stride`` bases are targets: they see
 ``window - stride + 1, ..., window`` bases of context. The context curve scores one fixed set of
@@ -23,17 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from megabase import __version__
-from megabase.data.augment import codes_to_ids, is_base, is_soft_masked
-from megabase.data.regions import Regions
+from megabase.data.augment import codes_to_ids
+from megabase.data.regions import Intervals, Regions
 from megabase.errors import InputError
-from megabase.evaluate.blocks import Blocks, read_rows
 from megabase.evaluate.log_probs import look_up, predict_tokens
 from megabase.evaluate.markov import score_baselines
-from megabase.evaluate.results import (
-    ContextPoint,
-    EvaluationResult,
-    Measure,
-)
+from megabase.evaluate.results import ContextPoint, EvaluationResult, Measure
+from megabase.evaluate.sequences import read_rows
+from megabase.genome.alphabet import BASE_BITS, SOFT_MASK, T
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 from megabase.models.checkpoints.checks import require_finite
@@ -46,8 +42,7 @@ _CURVE_POSITIONS = 1 << 22
 """Positions of the curve at the longest context: a minute for a small model on two cores."""
 _FEWEST_BLOCKS, _MOST_BLOCKS = 32, 2_048
 """Blocks of the curve: fewer give no standard error, more do not move the first three digits."""
-_CASES = ("upper case", "soft-masked")
-"""What the last axis of :class:`_Scores` tells apart."""
+_CASES = ("upper case", "soft-masked")  # what the last axis of :class:`_Scores` tells apart
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,7 +60,6 @@ class _Scores:
     targets: npt.NDArray[np.int64]
 
     def measure(self, blocks: Any = slice(None), cases: Any = slice(None)) -> Measure:
-        """Sum up all blocks and cases, or the chosen ones."""
         parts = (self.nll_acgt, self.targets, self.nll)
         return Measure.of(*(part[blocks][:, cases].sum(1) for part in parts))
 
@@ -89,13 +83,12 @@ class _Evaluation:
         before = (window - targets) // 2  # the targets lie in the middle
         return before, window - targets - before
 
-    def score(self, what: str, blocks: Blocks, window: int, targets: int) -> _Scores:
+    def score(self, what: str, blocks: Intervals, window: int, targets: int) -> _Scores:
         """Sum the scores of the targets of each block, in windows of `window` positions."""
-        sums = np.zeros((2, len(blocks), 2))
-        count = np.zeros((len(blocks), 2), np.int64)
+        total = len(blocks.start)
+        sums, count = np.zeros((2, total, 2)), np.zeros((total, 2), np.int64)
         before, after = self.margins(window, targets)
-        parameters = self.model.parameters()
-        device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
         # Rows reach a million bases: they are summed in float64 where the device has it.
         wide = torch.float32 if device.type == "mps" else torch.float64
         done = 0
@@ -110,8 +103,9 @@ class _Evaluation:
                     self.model, codes_to_ids(codes), "causal" if self.causal else "seventh",
                     _both, columns=part,
                 )[:, part]  # fmt: skip
-                wanted = torch.from_numpy(rows.wanted).to(device) & is_base(codes[:, part])
-                soft = is_soft_masked(codes[:, part])
+                known = (codes[:, part] & BASE_BITS) <= T
+                wanted = torch.from_numpy(rows.wanted).to(device) & known
+                soft = (codes[:, part] & SOFT_MASK) != 0
                 kinds = torch.stack((wanted & ~soft, wanted & soft), dim=-1)
                 for out, values in zip(sums, (-found.to(wide)).unbind(-1), strict=True):
                     kept = torch.where(kinds, values[..., None], 0.0)
@@ -119,94 +113,62 @@ class _Evaluation:
                 count[rows.number] = kinds.sum(1).cpu().numpy()
                 done += len(rows.number)
                 if self.progress is not None:
-                    self.progress(what, done, len(blocks))
+                    self.progress(what, done, total)
 
         def locus(block: int) -> str:
-            contig = self.store.contigs[int(blocks.contig[block])].name
-            return str(Interval(contig, int(blocks.start[block]), int(blocks.end[block])))
+            return _texts(self.store, blocks, slice(block, block + 1))[0]
 
         require_finite(np.concatenate(sums, axis=1), self.name, "log-probabilities", locus)
         return _Scores(sums[0], sums[1], count)
 
-    def curve_blocks(self, context: int, targets: int, limit: int) -> Blocks:
+    def curve_blocks(self, context: int, targets: int, limit: int) -> Intervals:
         """Spread target blocks over the regions where a window of this context fits."""
         before, after = self.margins(context, targets)
-        room = self.store.lengths[self.regions.contig] - after
-        inner = Regions.of(
-            self.regions.contig, self.regions.start, np.minimum(self.regions.end, room)
-        )
+        all_of = self.regions
+        end = np.minimum(all_of.end, self.store.lengths[all_of.contig] - after)
+        inner = Regions.of(all_of.contig, all_of.start, end)
         return _tile_blocks(inner, targets, before=before, whole=True, limit=limit)
 
     def curve(
         self, lengths: Sequence[int], targets: int, limit: int | None
-    ) -> tuple[Blocks | None, tuple[ContextPoint, ...]]:
-        """Score the same blocks with every context length."""
+    ) -> tuple[Intervals | None, tuple[ContextPoint, ...]]:
         if not lengths:
             return None, ()
         longest = lengths[-1]
         if limit is None:
             limit = min(_MOST_BLOCKS, max(_FEWEST_BLOCKS, _CURVE_POSITIONS // longest))
         blocks = self.curve_blocks(longest, targets, limit)
-        if len(blocks) == 0:
-            raise InputError(
-                f"no base of the regions has {longest:,} bases of its contig in front of it; "
-                "choose shorter contexts"
-            )
+        if not len(blocks.start):
+            where = f"{longest:,} bases of its contig in front of it"
+            raise InputError(f"no base of the regions has {where}; choose shorter contexts")
         points: list[ContextPoint] = []
         shortest: _Scores | None = None
         for length in lengths:
             scores = self.score(f"context {length:,}", blocks, length, targets)
             shortest = shortest or scores
-            saved, error = Measure.saving(
-                shortest.nll_acgt.sum(1), scores.nll_acgt.sum(1), scores.targets.sum(1)
-            )
-            least = length - targets + 1
-            points.append(ContextPoint(length, least, scores.measure(), saved, error))
+            sums = shortest.nll_acgt.sum(1), scores.nll_acgt.sum(1), scores.targets.sum(1)
+            least, saving = length - targets + 1, Measure.saving(*sums)
+            points.append(ContextPoint(length, least, scores.measure(), *saving))
         return blocks, tuple(points)
 
 
 def evaluate(
-    model: nn.Module,
-    store: Genome,
-    regions: Regions,
-    options: EvaluateOptions | None = None,
-    *,
-    name: str = "model",
-    train_regions: Regions | None = None,
-    progress: Progress | None = None,
-) -> EvaluationResult:
+    model: nn.Module, store: Genome, regions: Regions, options: EvaluateOptions | None = None, *,
+    name: str = "model", train_regions: Regions | None = None, progress: Progress | None = None,
+) -> EvaluationResult:  # fmt: skip
     """Measure the perplexity of a language model on regions of a genome.
 
     A causal model predicts each target from the bases before it in its window. A masked model has
     every seventh target of a block hidden at a time, the block in the middle of its window
-    (:mod:`megabase.evaluate.log_probs`); its number is a pseudo-perplexity.
+    (:mod:`megabase.evaluate.log_probs`); its number is a pseudo-perplexity. The `model` gives
+    ``model(input_ids=ids).logits`` (rows, length, vocabulary); its device is used and its training
+    mode restored. Markov models are trained where the model was (`train_regions`); without these
+    the uniform model is the only baseline. `progress` is called with what is being done, windows
+    done and windows in all.
 
-    Parameters
-    ----------
-    model
-        Gives ``model(input_ids=ids).logits`` of shape (rows, length, vocabulary). Its device is
-        used and its training mode restored.
-    store
-        The genome.
-    regions
-        Where the target bases lie.
-    options
-        Windows, context curve and baselines.
-    name
-        Name of the model, for the result.
-    train_regions
-        Where the model was trained, and so the Markov models are; without them the uniform model
-        is the only baseline.
-    progress
-        Called with what is being done, windows done and windows in all.
-
-    Raises
-    ------
-    InputError
-        When a length does not fit the model or the genome, when there is no base to score, or when
-        the model gives no probability to single bases or sees the base that it predicts.
-    NotFiniteError
-        When the model gives a probability that is zero or not a number.
+    InputError when a length does not fit the model or the genome, there is no base to score, or the
+    model gives no probability to single bases or sees the base that it predicts; NotFiniteError for
+    a probability that is zero or not a number.
     """
     begin = time.perf_counter()
     options = options or EvaluateOptions()
@@ -219,15 +181,11 @@ def evaluate(
     if not 1 <= stride <= window:
         raise InputError(f"stride must lie between 1 and the window, {window}; found {stride}")
     width = options.context_targets
-    if options.context_lengths is None:
-        lengths = [  # as far as the targets of the regions have DNA in front of them
-            length
-            for length in _default_context_lengths(longest or window)
-            if length >= width and len(job.curve_blocks(length, width, 1))
-        ]
+    if options.context_lengths is None:  # as far as the targets have DNA in front of them
+        fitting = (one for one in _default_context_lengths(longest or window) if one >= width)
+        lengths = [one for one in fitting if len(job.curve_blocks(one, width, 1).start)]
     else:
         lengths = _checked(options.context_lengths, longest, width)
-
     # Nothing stands before the first base of a contig.
     blocks = _tile_blocks(regions, stride, before=int(causal), limit=options.max_windows)
     scores = job.score("perplexity", blocks, window, stride)
@@ -244,16 +202,19 @@ def evaluate(
         objective="causal" if causal else "masked",
         genome=store.name,
         genome_checksum=store.checksum,
-        regions=_texts(store, regions),
+        regions=_texts(store, regions, slice(_SHOWN_REGIONS)),
         region_count=len(regions),
         region_bases=regions.total,
         window=window,
         stride=stride,
-        windows=len(blocks),
+        windows=len(blocks.start),
         train_overlap=None if train_regions is None else train_regions.intersect(regions).total,
         skipped=covered - int(scores.targets.sum()),
         overall=scores.measure(),
-        by_contig=_by_contig(store, blocks, scores),
+        by_contig={
+            store.contigs[i].name: scores.measure(blocks.contig == i)
+            for i in np.unique(blocks.contig[scores.targets.any(1)]).tolist()
+        },
         by_soft_mask={
             name: scores.measure(cases=[case])
             for case, name in enumerate(_CASES)
@@ -270,7 +231,7 @@ def evaluate(
 
 def _tile_blocks(
     regions: Regions, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
-) -> Blocks:
+) -> Intervals:
     """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
 
     `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
@@ -288,7 +249,7 @@ def _tile_blocks(
     region = np.searchsorted(until, chosen, side="right")
     passed = np.concatenate(([0], until))[region]
     start = first[region] + (chosen - passed) * size
-    return Blocks(regions.contig[region], start, np.minimum(start + size, regions.end[region]))
+    return Intervals(regions.contig[region], start, np.minimum(start + size, regions.end[region]))
 
 
 def _default_context_lengths(longest: int) -> tuple[int, ...]:
@@ -297,30 +258,26 @@ def _default_context_lengths(longest: int) -> tuple[int, ...]:
     It ends the list unless a power of two comes within 5 percent of it (1,024 of 1,026).
     """
     lengths = [64 << step for step in range(32) if 64 << step <= longest]
-    if not lengths or longest > 1.05 * lengths[-1]:
-        lengths.append(longest)
-    return tuple(lengths)
+    return (*lengths, longest) if not lengths or longest > 1.05 * lengths[-1] else tuple(lengths)
 
 
 def _window(window: int | None, longest: int | None, regions: Regions) -> int:
-    """Give the window, checked against the model."""
     if len(regions) == 0:
         raise InputError("there are no regions to evaluate")
     if window is None:
         if longest is None:
-            raise InputError(
-                "the model reads inputs of any length; say how many positions a window has "
-                "(window=...)"
-            )
+            raise InputError("the model reads any length; say how long a window is (window=...)")
         return min(_default_context_lengths(longest)[-1], regions.longest)
     if window < 1:
         raise InputError(f"a window needs 1 position or more, found {window:,}")
-    if longest is not None and window > longest:
-        raise InputError(
-            f"a window of {window:,} positions does not fit the model, whose longest input is "
-            f"{longest:,} positions"
-        )
+    _require_fit(f"a window of {window:,} positions", window, longest)
     return window
+
+
+def _require_fit(what: str, length: int, longest: int | None) -> None:
+    if longest is not None and length > longest:
+        limit = f"whose longest input is {longest:,} positions"
+        raise InputError(f"{what} does not fit the model, {limit}")
 
 
 def _checked(lengths: Sequence[int], longest: int | None, targets: int) -> list[int]:
@@ -335,11 +292,7 @@ def _checked(lengths: Sequence[int], longest: int | None, targets: int) -> list[
             f"a context of {chosen[0]:,} is shorter than a target block of {targets:,} bases; "
             "choose longer contexts or smaller blocks"
         )
-    if longest is not None and chosen[-1] > longest:
-        raise InputError(
-            f"a context of {chosen[-1]:,} bases does not fit the model, whose longest input is "
-            f"{longest:,} positions"
-        )
+    _require_fit(f"a context of {chosen[-1]:,} bases", chosen[-1], longest)
     return chosen
 
 
@@ -349,15 +302,7 @@ def _both(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.stack((look_up(logits, ids, "all"), look_up(logits, ids)), dim=-1)
 
 
-def _by_contig(store: Genome, blocks: Blocks, scores: _Scores) -> dict[str, Measure]:
-    """Measure each contig that has a target, in the order of the genome."""
-    known = np.unique(blocks.contig[scores.targets.any(1)]).tolist()
-    return {store.contigs[i].name: scores.measure(blocks.contig == i) for i in known}
-
-
-def _texts(store: Genome, regions: Regions) -> tuple[str, ...]:
-    """Write the first regions, 1-based with both ends."""
-    first = slice(_SHOWN_REGIONS)
-    columns = (regions.contig[first], regions.start[first], regions.end[first])
-    rows = zip(*(column.tolist() for column in columns), strict=True)
+def _texts(store: Genome, regions: Regions | Intervals, first: slice) -> tuple[str, ...]:
+    """Write some regions, 1-based with both ends."""
+    rows = zip(regions.contig[first], regions.start[first], regions.end[first], strict=True)
     return tuple(str(Interval(store.contigs[i].name, start, end)) for i, start, end in rows)

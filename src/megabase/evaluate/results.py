@@ -16,16 +16,14 @@ from megabase.errors import InputError
 from megabase.genome.files import write_json
 from megabase.untrusted import build, parsing, read_json, shown
 
+_Floats, _Ints = npt.NDArray[np.float64], npt.NDArray[np.int64]
 _RESAMPLES = 1_000
 """Resamples of the bootstrap: the second digit of a standard error no longer moves."""
-_UNITS = 1_000
-"""Most resampling units; more change no digit of a standard error."""
-_FORMAT = 2
-"""Format of the JSON; other formats are refused."""
+_UNITS = 1_000  # most resampling units; more change no digit of a standard error
+_FORMAT = 2  # format of the JSON; other formats are refused
 _SEES = {"causal": "bases before it", "masked": "bases on both sides"}
 """Where the context of a base lies, by objective."""
-_METRIC = {"causal": "perplexity", "masked": "pseudo-perplexity"}
-"""What is measured, by objective."""
+_METRIC = {"causal": "perplexity", "masked": "pseudo-perplexity"}  # what is measured, by objective
 _MIXED = (
     "A perplexity and a pseudo-perplexity cannot be ranked: a base is easier to predict from both "
     "sides, and the pseudo-perplexities of neighbors do not multiply to the probability of a "
@@ -45,21 +43,15 @@ class Measure:
     nats_acgt: float
     """Mean of -ln p, renormalized over A, C, G, T."""
     perplexity_se: float | None
-    """Standard error by block bootstrap; None with fewer than two blocks."""
     perplexity_acgt_se: float | None
-    """The same over A, C, G, T."""
+    """Standard errors by block bootstrap; None with fewer than two blocks."""
     perplexity: float | None
     """exp(nats)."""
     perplexity_acgt: float
     """exp(nats_acgt)."""
 
     @classmethod
-    def of(
-        cls,
-        nll_acgt: npt.NDArray[np.float64],
-        targets: npt.NDArray[np.int64],
-        nll: npt.NDArray[np.float64] | None = None,
-    ) -> Self:
+    def of(cls, nll_acgt: _Floats, targets: _Ints, nll: _Floats | None = None) -> Self:
         """Sum up rows of scores, float64 (rows,) sums of -ln p, into one perplexity.
 
         Neighboring rows must be neighbors in the genome: they make the bootstrap's blocks.
@@ -77,11 +69,7 @@ class Measure:
         return cls(total, nats, acgt, error, error_acgt, perplexity, math.exp(acgt))
 
     @staticmethod
-    def saving(
-        shortest: npt.NDArray[np.float64],
-        longer: npt.NDArray[np.float64],
-        targets: npt.NDArray[np.int64],
-    ) -> tuple[float, float | None]:
+    def saving(shortest: _Floats, longer: _Floats, targets: _Ints) -> tuple[float, float | None]:
         """Mean saving in nats per target of one scoring over another, with its standard error."""
         difference = shortest - longer
         saved = float(difference.sum() / targets.sum())
@@ -93,14 +81,13 @@ class ContextPoint:
     """Perplexity of the fixed set of targets at one context length."""
 
     context: int
-    """Most bases of context that a target sees."""
     context_min: int
-    """Fewest; the targets of a block see context_min, context_min + 1, ..., context bases."""
+    """The targets of a block see context_min, context_min + 1, ..., context bases."""
     measure: Measure
     saved_nats: float
-    """How much lower nats_acgt is than at the shortest context (paired)."""
     saved_nats_se: float | None
-    """Standard error of this difference by block bootstrap."""
+    """How much lower nats_acgt is than at the shortest context (paired), with its standard error by
+    block bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +102,12 @@ class Baseline:
     fitted: bool
     """Whether the rates were fitted on the training regions."""
     measure: Measure
-    """Perplexity on the targets of the evaluation."""
     context_measure: Measure | None
-    """Perplexity on the targets of the context curve; None without a curve."""
+    """On the targets of the evaluation, and of the context curve; None without a curve."""
     margin_nats: float
-    """How much lower the model's nats_acgt is; negative when the baseline is better (paired)."""
     margin_nats_se: float | None
-    """Standard error of this difference by block bootstrap."""
+    """How much lower the model's nats_acgt is (negative when the baseline is better), paired, with
+    its standard error by block bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +119,6 @@ class EvaluationResult:
     """``"causal"``, or ``"masked"`` (pseudo-perplexity)."""
     genome: str
     genome_checksum: str
-    """sha256 of the genome store."""
     regions: tuple[str, ...]
     """The first 50 regions, 1-based with both ends included."""
     region_count: int
@@ -184,9 +169,7 @@ class EvaluationResult:
             return build(cls, record)
 
 
-def _standard_error(
-    sums: npt.NDArray[np.float64], targets: npt.NDArray[np.int64], *, exponential: bool
-) -> float | None:
+def _standard_error(sums: _Floats, targets: _Ints, *, exponential: bool) -> float | None:
     """Spread of the (exponential of the) mean when blocks of rows are drawn with replacement."""
     used = targets > 0
     sums, weights = sums[used], targets[used].astype(np.float64)
@@ -202,7 +185,7 @@ def _standard_error(
 
 
 @lru_cache(maxsize=4)
-def _draws(units: int) -> npt.NDArray[np.float64]:
+def _draws(units: int) -> _Floats:
     """Count how often each unit is drawn in each resample, float64 (resamples, units)."""
     generator = np.random.default_rng(0)
     return generator.multinomial(units, np.full(units, 1 / units), size=_RESAMPLES).astype(float)
@@ -257,7 +240,6 @@ def compare(results: Sequence[EvaluationResult]) -> str:
 
 
 def _row(name: str, parameters: str, objective: str, context: str, found: Measure) -> str:
-    """Describe a model or a baseline in a row of a table."""
     error = found.perplexity_acgt_se
     cells = (
         name, parameters, _METRIC[objective], _SEES[objective], context,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megabase.data.regions import Intervals
 from megabase.errors import InputError
 from megabase.genome.alphabet import PAD, encode, warn_ambiguous
+from megabase.genome.store import Genome
 from megabase.models.loading import Loaded
 
 _Item = TypeVar("_Item")
@@ -88,11 +90,9 @@ def record_name(names: Sequence[str] | None, number: int) -> str:
 
 
 def stitched(
-    spans: Sequence[Span],
-    part: tuple[int, int],
-    batch_tokens: int,
+    spans: Sequence[Span], part: tuple[int, int], batch_tokens: int,
     answer: Callable[[Sequence[Span]], NDArray[np.float32]],
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32]:  # fmt: skip
     """Put what windows say together, float32 (bases, width); where several count, the mean.
 
     `spans` of one length answer for all bases of the part, (first, after the last); `answer` gives
@@ -116,12 +116,9 @@ def stitched(
 
 
 def run_batched(
-    items: Sequence[_Codes],
-    function: Callable[[_Codes, NDArray[np.int64]], Sequence[_Result]],
-    *,
-    batch_tokens: int = 1 << 16,
-    pad: bool = False,
-) -> list[_Result]:
+    items: Sequence[_Codes], function: Callable[[_Codes, NDArray[np.int64]], Sequence[_Result]], *,
+    batch_tokens: int = 1 << 16, pad: bool = False,
+) -> list[_Result]:  # fmt: skip
     """Run a function over batches of sequences of base codes; results are in the order of `items`.
 
     It is called with codes (rows, length) and the numbers of these rows in `items`. Longer
@@ -166,12 +163,9 @@ class Span(NamedTuple):
 
 
 def plan_windows(
-    length: int,
-    window: int,
-    overlap: int,
-    rule: Stitch = "center",
+    length: int, window: int, overlap: int, rule: Stitch = "center",
     part: tuple[int, int] | None = None,
-) -> list[Span]:
+) -> list[Span]:  # fmt: skip
     """Lay windows over a sequence, one every ``window - overlap`` bases.
 
     The last one is moved back to end with the sequence, so that all have the same length. With
@@ -187,10 +181,8 @@ def plan_windows(
     if rule not in get_args(Stitch):
         raise InputError(f"windows are stitched by {', '.join(get_args(Stitch))}; found {rule!r}")
     if window < 1 or not 0 <= overlap < window:
-        raise InputError(
-            f"the overlap must be 0 or more and smaller than the window of {window:,} bases; found "
-            f"{overlap:,}"
-        )
+        expected = f"0 or more and smaller than the window of {window:,} bases"
+        raise InputError(f"the overlap must be {expected}; found {overlap:,}")
     low, high = (0, length) if part is None else part
     if length <= window:
         return [Span(0, length, 0, length)]
@@ -214,3 +206,32 @@ def plan_windows(
         if first < high and last > low:
             spans.append(Span(start, end, first, last))
     return spans
+
+
+class _Rows(NamedTuple):
+    number: NDArray[np.int64]  # number of each block, (n,)
+    codes: NDArray[np.uint8]  # base codes, (n, length); padding outside the contig
+    lead: int  # position of the first target in every row
+    wanted: NDArray[np.bool_]
+    """Which columns from ``lead`` on belong to the block, (n, targets)."""
+
+
+def read_rows(
+    store: Genome, blocks: Intervals, *, targets: int, before: int, after: int = 0,
+    bases: int = 1 << 16,
+) -> Iterator[_Rows]:  # fmt: skip
+    """Read blocks with DNA before and after the widest, `targets`, about `bases` at a time.
+
+    There are fewer bases in front where the contig begins sooner, and padding behind its end.
+    """
+    lead = np.minimum(blocks.start, before)
+    for width in np.unique(lead).tolist():
+        chosen = np.flatnonzero(lead == width)
+        length = width + targets + after
+        step = max(1, bases // length)
+        for low in range(0, chosen.size, step):
+            index = chosen[low : low + step]
+            start = blocks.start[index]
+            codes = store.fetch_many(blocks.contig[index], start - width, length)
+            size = (blocks.end[index] - start)[:, None]
+            yield _Rows(index, codes, width, np.arange(targets) < size)

@@ -34,12 +34,9 @@ _INVALID = 0xFF  # above every code and mark
 
 def _letter_table() -> bytes:
     table = bytearray([_INVALID]) * 256
-    for code, letter in enumerate("ACGTN"):
-        table[ord(letter)] = code
-        table[ord(letter.lower())] = code | SOFT_MASK
-    for letter in AMBIGUITY_LETTERS:
-        table[ord(letter)] = N
-        table[ord(letter.lower())] = N | SOFT_MASK
+    for code, letters in enumerate((*BASES, "N" + AMBIGUITY_LETTERS)):
+        for letter in letters:
+            table[ord(letter)], table[ord(letter.lower())] = code, code | SOFT_MASK
     return bytes(table)
 
 
@@ -63,21 +60,17 @@ CODE_OF_LETTER = _letter_table()
 """256 bytes for :meth:`bytes.translate`: letter to code, 0xFF where there is none."""
 _LETTER_OF_CODE = {flag: _code_table(flag) for flag in (False, True)}
 """The inverse, by whether soft-masked bases are written in lower case."""
-
 TOKEN_ID_OF_CODE: NDArray[np.uint8] = _token_table()
 """uint8[256]: token id of a code, with or without the soft-mask bit (A 7, C 8, G 9, T 10, N 11;
 padding 4; 6, unknown, for a byte that is not a code)."""
-
-
 # What to delete to count the rest.
 _NOT_AMBIGUOUS = bytes(byte for byte in range(256) if chr(byte).upper() not in AMBIGUITY_LETTERS)
 
 
 def count_ambiguous(sequence: str | bytes) -> Counter[str]:
     """Count the IUPAC letters that :func:`encode` reads as N, by letter, in either case."""
-    if isinstance(sequence, str):
-        sequence = sequence.encode("ascii", errors="replace")
-    found = bytes(sequence).translate(None, _NOT_AMBIGUOUS).upper().decode()
+    raw = sequence.encode("ascii", "replace") if isinstance(sequence, str) else bytes(sequence)
+    found = raw.translate(None, _NOT_AMBIGUOUS).upper().decode()
     return Counter({letter: found.count(letter) for letter in AMBIGUITY_LETTERS if letter in found})
 
 
@@ -107,11 +100,8 @@ def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDAr
     >>> encode("ACgtR").tolist()
     [0, 1, 10, 11, 4]
     """
-    if isinstance(sequence, str):
-        # A character outside ASCII becomes "?", which is refused below at its own position.
-        raw = sequence.encode("ascii", errors="replace")
-    else:
-        raw = bytes(sequence)
+    # A character outside ASCII becomes "?", which is refused below at its own position.
+    raw = sequence.encode("ascii", "replace") if isinstance(sequence, str) else bytes(sequence)
     codes = bytearray(raw.translate(CODE_OF_LETTER))
     wrong = codes.find(_INVALID)
     if wrong >= 0:

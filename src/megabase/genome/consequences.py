@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from megabase.errors import InputError, LeftOutWarning, warn
 from megabase.genome.alphabet import BASE_BITS, decode, encode, reverse_complement
-from megabase.genome.interval import MITOCHONDRIAL, trimmed, union
+from megabase.genome.interval import MITOCHONDRIAL, shared_ends, union
 from megabase.genome.store import Genome
 
 _Codes = NDArray[np.uint8]
@@ -62,15 +62,14 @@ _NAMES = dict(zip(
     strict=True,
 ))  # fmt: skip
 """Amino acids as HGVS writes them; an internal TGA of an annotated protein is selenocysteine."""
-_PARTS = ("exon", "CDS", "stop_codon")
-"""Types of rows that make up a transcript."""
+_PARTS = ("exon", "CDS", "stop_codon")  # types of rows that make up a transcript
 _KEYS = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene", "transcript_id", "partial",
          "start_range", "end_range", "transl_table")  # fmt: skip
 """Attributes that say what a row belongs to, and whether it is whole."""
 
 
 @dataclass(frozen=True, slots=True)
-class Transcript:
+class _Transcript:
     """A transcript: exons and coding parts in order along the contig, 0-based half-open."""
 
     name: str
@@ -82,19 +81,15 @@ class Transcript:
     """Start and stop codon included; empty for a transcript that is not translated."""
     phase: int = 0
     """Bases before the first whole codon, of a coding sequence whose start is not known."""
-    begins: bool = True
-    """Whether the first codon is that of the start."""
-    code: int = 1
-    """NCBI's number of the genetic code."""
+    begins: bool = True  # whether the first codon is that of the start
+    code: int = 1  # NCBI's number of the genetic code
 
     @property
     def start(self) -> int:
-        """First base."""
         return self.exons[0][0]
 
     @property
     def end(self) -> int:
-        """Index after the last base."""
         return self.exons[-1][1]
 
 
@@ -123,16 +118,14 @@ class _Spliced(NamedTuple):
 
     parts: _Spans
     codes: _Codes
-    first: int
-    """Index of the first coding base."""
+    first: int  # index of the first coding base
     end: int
-    """Index after the last."""
 
 
 class Annotation:
     """The transcripts of a genome, and what variants do to them."""
 
-    def __init__(self, store: Genome, transcripts: Iterable[Transcript]) -> None:
+    def __init__(self, store: Genome, transcripts: Iterable[_Transcript]) -> None:
         self.store, self.transcripts = store, tuple(transcripts)
         self._bins: dict[tuple[str, int], list[int]] = defaultdict(list)
         for number, one in enumerate(self.transcripts):
@@ -161,8 +154,9 @@ class Annotation:
         `contig` is as the store names it, `position` 0-based; REF and ALT are bases. Of equal
         ones the nearest is first, then as in the file.
         """
-        start, ref, alt = trimmed(position, ref.upper(), alt.upper())
-        end, codes = start + len(ref), encode(alt)
+        front, back = shared_ends(ref.upper(), alt.upper())
+        start, end = position + front, position + len(ref) - back
+        codes = encode(alt[front : len(alt) - back].upper())
         numbers = {
             number
             for place in range((start - 1) // _BIN, end // _BIN + 1)
@@ -181,7 +175,6 @@ class Annotation:
         return [effect for _, _, effect in found] or [Consequence(("intergenic_variant",))]
 
     def _effect(self, number: int, start: int, end: int, alt: _Codes) -> tuple[set[str], str]:
-        """Give the terms of one transcript, none for one that is not touched, and its protein."""
         one = self.transcripts[number]
         terms = _touched(one, start, end)
         if "coding_sequence_variant" not in terms:
@@ -209,7 +202,6 @@ class Annotation:
         return (terms - {"coding_sequence_variant"}) | found, protein
 
     def _splice(self, number: int) -> _Spliced:
-        """Join the exons of a transcript, or its coding parts when these are not all of a run."""
         one = self.transcripts[number]
         low, high = one.coding[0][0], one.coding[-1][1]
         coding, parts = sum(e - s for s, e in one.coding), one.exons
@@ -224,13 +216,11 @@ class Annotation:
         return _Spliced(parts, codes, first, first + coding)
 
 
-def _touched(one: Transcript, start: int, end: int) -> set[str]:
-    """Give the terms of the parts of a transcript that a change of bases touches.
+def _touched(one: _Transcript, start: int, end: int) -> set[str]:
+    """Give the terms of the parts of a transcript that a change of bases touches."""
 
-    An insertion, before the base `start`, touches what has bases on both sides of it; between exon
-    and intron it is part of the exon.
-    """
-
+    # An insertion, before the base `start`, touches what has bases on both sides of it; between
+    # exon and intron it is part of the exon.
     def touches(low: int, high: int) -> bool:
         return start < high and low < end if start < end else low < start < high
 
@@ -290,7 +280,7 @@ def _table(code: int) -> _Codes:
 
 
 def _translated(
-    one: Transcript, spliced: _Spliced, at: int, size: int, alt: _Codes
+    one: _Transcript, spliced: _Spliced, at: int, size: int, alt: _Codes
 ) -> tuple[set[str], str]:
     """Give what `alt` in place of `size` bases at `at` of the transcript does to its protein."""
     message, first, end = spliced.codes, spliced.first + one.phase, spliced.end
@@ -321,7 +311,7 @@ def _translated(
     ) if "*" in ref[:inner] else ref  # fmt: skip
 
     def same(i: int, j: int) -> bool:
-        return bool((old[3 * i : 3 * i + 3] == new[3 * j : 3 * j + 3]).all())
+        return np.array_equal(old[3 * i : 3 * i + 3], new[3 * j : 3 * j + 3])
 
     head = place // 3
     while head < min(count, len(found)) and same(head, head):
@@ -347,10 +337,7 @@ def _translated(
 def _shifted(
     terms: set[str], acids: tuple[str, str], head: int, stop: bool, shift: bool
 ) -> tuple[set[str], str]:
-    """Name a change after which codons are others, or over the end of the coding sequence.
-
-    `acids` are those before and after, alike up to `head`; `stop`: the stop codon is changed.
-    """
+    """Name a shift of the frame, or a change over the end; acids are alike up to `head`."""
     ref, found = acids
     while head < min(len(ref), len(found)) and ref[head] == found[head]:
         head += 1
@@ -368,10 +355,7 @@ def _shifted(
 def _in_frame(
     terms: set[str], acids: tuple[str, str, str], head: int, longer: int, stop: bool
 ) -> tuple[set[str], str]:
-    """Name a change of whole codons: acids are all, and those before and after the change.
-
-    `stop` tells that the stop codon is among the changed ones.
-    """
+    """Name a change of whole codons: acids are all, and those before and after the change."""
     ref, before, after = acids
     until, star, _ = after.partition("*")
     gained = bool(star) and not (stop and len(until) >= len(before) - 1 + min(longer, 0))
@@ -394,7 +378,7 @@ def _protein_change(ref: str, before: str, after: str, head: int) -> str:
     """Write a change of amino acids from number `head` (0-based) on, as HGVS does."""
 
     def name(acids: str) -> str:
-        return "".join(map(_NAMES.__getitem__, acids))
+        return "".join(_NAMES[acid] for acid in acids)
 
     def place(first: int, last: int) -> str:
         ends = [f"{_NAMES[ref[n]]}{n + 1}" for n in (first, last) if 0 <= n < len(ref)]
@@ -416,26 +400,22 @@ def _protein_change(ref: str, before: str, after: str, head: int) -> str:
         return f"p.{where}{name(after[:1])}extTer?"
     if after.startswith("*"):
         return f"p.{place(head, head)}Ter"
+    if not before and ref[:head].endswith(after):
+        return f"p.{place(head - len(after), head - 1)}dup"
     if not before:
-        if ref[:head].endswith(after):
-            return f"p.{place(head - len(after), head - 1)}dup"
         return f"p.{place(head - 1, head)}ins{name(after)}"
-    if not after:
-        return f"p.{where}del"
-    delins = "delins" if len(before) > 1 or len(after) > 1 else ""
-    return f"p.{where}{delins}{name(after)}"
+    several = len(before) > 1 or len(after) > 1
+    return f"p.{where}{'delins' * several if after else 'del'}{name(after)}"
 
 
-def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator[Transcript]:
-    """Put the rows of exons and coding parts together by what they belong to."""
+def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator[_Transcript]:
     from megabase.genome.tables import read_gff
 
     frame = read_gff(path, store, attributes=_KEYS, strict=strict)
     columns = ("contig", "start", "end", "type", "strand", "phase", "attributes", *_KEYS)
     owners: dict[str, dict[str, Any]] = {}
     parts: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for values in frame.select(columns).iter_rows():
-        row: dict[str, Any] = dict(zip(columns, values, strict=True))
+    for row in frame.select(columns).iter_rows(named=True):
         if row["type"] not in _PARTS:
             key = row["ID"] or (row["transcript_id"] if row["type"] == "transcript" else None)
             if key:
@@ -457,33 +437,28 @@ def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator
             seen.add(top["Parent"])
             top = above
         name = row["gene_name"] or top["Name"] or row["gene"] or row["gene_id"] or top["ID"]
-        spans = {
-            kind: sorted({(one["start"], one["end"]) for one in rows if one["type"] == kind})
+        exons, coding, stop = (
+            tuple(sorted({(one["start"], one["end"]) for one in rows if one["type"] == kind}))
             for kind in _PARTS
-        }
-        coding, stop = tuple(spans["CDS"]), spans["stop_codon"]
+        )
         coding = union([*coding, *stop]) if coding and stop else coding  # apart in GTF
-        if not (exons := tuple(spans["exon"]) or coding):
+        if not (exons := exons or coding):
             continue
-        marks = [row, *rows]
         known = {code for one in rows if (code := one["transl_table"] or "").isdecimal()}
         code = int(known.pop()) if known else 2 if contig in MITOCHONDRIAL else 1
         firsts = [one for one in rows if one["type"] == "CDS"]
         firsts.sort(key=lambda one: one["start"] if strand == "+" else -one["end"])
         edge = "start_range" if strand == "+" else "end_range"
-        yield Transcript(
+        yield _Transcript(
             row["transcript_id"] or _plain(owner), _plain(name or owner), contig, strand, exons,
             coding, (firsts[0]["phase"] or 0) if firsts else 0,
-            not any(
-                "cds_start_NF" in one["attributes"] or (one["partial"] == "true" and one[edge])
-                for one in marks
-            ),
+            not any("cds_start_NF" in one["attributes"] or (one["partial"] == "true" and one[edge])
+                    for one in (row, *rows)),
             code,
         )  # fmt: skip
     if odd:
         warn(f"{path}: {odd:,} transcripts on no strand, or on both, are left out", LeftOutWarning)
 
 
-def _plain(name: str) -> str:
-    """Take away what Ensembl and RefSeq write before an identifier of GFF3."""
+def _plain(name: str) -> str:  # without what Ensembl and RefSeq write before it
     return re.sub(r"^(transcript:|gene:|rna-|gene-)", "", name)

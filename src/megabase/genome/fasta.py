@@ -7,10 +7,10 @@ ends at once), so no Python code runs for a line, whatever the line length.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,18 +30,16 @@ _OTHER_FORMATS = {
     b"\xfd7zXZ\x00": "xz: decompress it first (unxz)",
     b"\x28\xb5\x2f\xfd": "zstd: decompress it first (unzstd)",
     b"PK\x03\x04": "a zip archive: unpack it first",
-    b"\x43\x27\x41\x1a": "2bit: turn it into FASTA first (twoBitToFa)",
-    b"\x1a\x41\x27\x43": "2bit: turn it into FASTA first (twoBitToFa)",
-    b"\x89MBG": "a genome store already",
-    b"CRAM": "CRAM: expected FASTA",
-    b"@HD\t": "SAM: turn it into FASTA first (samtools fasta)",
-    b"@SQ\t": "SAM: turn it into FASTA first (samtools fasta)",
+    **dict.fromkeys((b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"),
+                    "2bit: turn it into FASTA first (twoBitToFa)"),
+    b"\x89MBG": "a genome store already", b"CRAM": "CRAM: expected FASTA",
+    **dict.fromkeys((b"@HD\t", b"@SQ\t"), "SAM: turn it into FASTA first (samtools fasta)"),
     b"@": "FASTQ: turn it into FASTA first (seqtk seq -a)",
     b"LOCUS ": "GenBank: turn it into FASTA first",
     b"version https://git-lfs": "a git-lfs pointer: run git lfs pull in its folder",
-    b"<!DOCTYPE html": "an HTML page: download the file itself from its direct address",
-    b"<html": "an HTML page: download the file itself from its direct address",
-}
+    **dict.fromkeys((b"<!DOCTYPE html", b"<html"),
+                    "an HTML page: download the file itself from its direct address"),
+}  # fmt: skip
 """First bytes of what people give by mistake, and what to do."""
 
 # While a file is read, each IUPAC letter is a mark of its own, above all codes, so that one look at
@@ -70,49 +68,16 @@ class Header(NamedTuple):
     line: int
 
 
-class Bases(NamedTuple):
+class _Bases(NamedTuple):
     """Codes of consecutive bases of the last header's contig, and counts of letters read as N."""
 
     codes: bytes
     ambiguous: dict[str, int]
 
 
-class _Source:
-    """An opened FASTA file: decompressed bytes out, raw position for the progress bar."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            with contextlib.ExitStack() as opened:
-                # A pipe (process substitution) is read like a file; only its size is unknown.
-                self._raw = opened.enter_context(path.open("rb"))
-                start = self._raw.peek(32)[:32]
-                _refuse_others(path, start)
-                require_bgzip_end(self._raw, path, GenomeError)
-                opened.pop_all()  # what can be read stays open
-        except FileNotFoundError:
-            raise GenomeError(f"there is no FASTA file {path}") from None
-        except OSError as error:
-            raise GenomeError(f"cannot read {path}: {error.strerror}") from error
-        self._seekable = self._raw.seekable()
-        packed = start[:2] == b"\x1f\x8b"
-        self._stream = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
-
-    @property
-    def position(self) -> int:
-        return self._raw.tell() if self._seekable else 0
-
-    def read(self, size: int) -> bytes:
-        # From a pipe take what is there: filling a chunk would wait without a look at signals.
-        return self._stream.read(size) if self._seekable else self._stream.read1(size)
-
-    def close(self) -> None:
-        self._stream.close()
-        self._raw.close()
-
-
 def read_fasta(
     path: str | Path, chunk_bytes: int = CHUNK_BYTES, progress: Callable[[int], None] | None = None
-) -> Iterator[Header | Bases]:
+) -> Iterator[Header | _Bases]:
     """Stream a FASTA file: for each contig its header, then its bases in parts.
 
     Plain, gzip and bgzip files are told apart by their content. Windows line ends, blank lines,
@@ -122,11 +87,15 @@ def read_fasta(
     of bytes of the file read so far. A GenomeError names file, line and contig of what is not FASTA
     of IUPAC letters, empty or cut short.
     """
-    source = _Source(Path(path))
+    path = Path(path)
     try:
-        yield from _Parser(Path(path)).parse(source, chunk_bytes, progress)
-    finally:
-        source.close()
+        raw = path.open("rb")
+    except FileNotFoundError:
+        raise GenomeError(f"there is no FASTA file {path}") from None
+    except OSError as error:
+        raise GenomeError(f"cannot read {path}: {error.strerror}") from error
+    with raw:
+        yield from _Parser(path).parse(raw, chunk_bytes, progress)
 
 
 def _refuse_others(path: Path, start: bytes) -> None:
@@ -139,12 +108,10 @@ class _Parser:
     """State between two parts of a file: where we are and what is still open."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.line = 1  # of the next byte
+        self.path, self.line = path, 1  # of the next byte
         self.contig: Header | None = None
-        self.contig_has_bases = False
         self.open_header: bytes | None = None  # beginning of a header cut by the end of a part
-        self.at_line_start = True
+        self.contig_has_bases, self.at_line_start = False, True
 
     def fail(self, problem: str, line: int | None = None) -> GenomeError:
         where = f"{self.path}, line {self.line if line is None else line:,}"
@@ -153,12 +120,22 @@ class _Parser:
         return GenomeError(f"{where}: {problem}")
 
     def parse(
-        self, source: _Source, chunk_bytes: int, progress: Callable[[int], None] | None
-    ) -> Iterator[Header | Bases]:
-        first = True
+        self, raw: BufferedReader, chunk_bytes: int, progress: Callable[[int], None] | None
+    ) -> Iterator[Header | _Bases]:
+        try:
+            start = raw.peek(32)[:32]
+            _refuse_others(self.path, start)
+            require_bgzip_end(raw, self.path, GenomeError)
+        except OSError as error:
+            raise GenomeError(f"cannot read {self.path}: {error.strerror}") from error
+        # A pipe (process substitution) is read like a file; only its size is unknown, and
+        # filling a chunk would wait without a look at signals: what is there is taken.
+        seekable = raw.seekable()
+        stream = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
+        read, first = stream.read if seekable else stream.read1, True
         while True:
             try:
-                block = source.read(chunk_bytes)
+                block = read(chunk_bytes)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise self.fail(
                     f"the gzip file is cut short or damaged ({error}); copy or download it again"
@@ -173,16 +150,14 @@ class _Parser:
                 first = False
             yield from self.parse_block(block)
             if progress is not None:
-                progress(source.position)
+                progress(raw.tell() if seekable else 0)
         if self.open_header is not None:
             yield self.finish_header(b"")
         if self.contig is None:
-            raise GenomeError(
-                f"{self.path} is empty: expected FASTA, a line '>NAME' and lines of bases"
-            )
+            raise GenomeError(f"{self.path} is empty: expected FASTA, '>NAME' and lines of bases")
         self.close_contig()
 
-    def parse_block(self, block: bytes) -> Iterator[Header | Bases]:
+    def parse_block(self, block: bytes) -> Iterator[Header | _Bases]:
         position, size = 0, len(block)
         while position < size:
             if self.open_header is not None or (
@@ -218,12 +193,12 @@ class _Parser:
         self.close_contig()
         self.contig = None  # what is wrong with this line does not concern the contig before
         # Descriptions are for people; a name is compared, so none may become another.
-        words = raw[1:].split(maxsplit=1)
+        first = b"".join(raw[1:].split(maxsplit=1)[:1])
         try:
-            (words[0] if words else b"").decode()
+            first.decode()
         except UnicodeDecodeError:
             raise self.fail(
-                f"the name {words[0].decode('latin-1')[:60]!r} is not in UTF-8 (shown here as "
+                f"the name {first.decode('latin-1')[:60]!r} is not in UTF-8 (shown here as "
                 "Latin-1); convert the file with: iconv -f LATIN1 -t UTF-8"
             ) from None
         text = raw[1:].decode("utf-8", errors="replace").rstrip()
@@ -236,9 +211,8 @@ class _Parser:
         if not name:
             raise self.fail(f"a header without a name: expected '>NAME', found {'>' + text!r}")
         self.contig = Header(name, description.strip(), self.line)
-        self.contig_has_bases = False
+        self.contig_has_bases, self.at_line_start = False, True
         self.line += 1
-        self.at_line_start = True
         return self.contig
 
     def close_contig(self) -> None:
@@ -248,7 +222,7 @@ class _Parser:
                 line=self.contig.line,
             )
 
-    def parse_bases(self, segment: bytes) -> Bases | None:
+    def parse_bases(self, segment: bytes) -> _Bases | None:
         codes = segment.translate(_MARK, _WHITESPACE)
         if codes and self.contig is None:
             text = segment.strip()
@@ -270,13 +244,9 @@ class _Parser:
         if largest >= _FIRST_MARK:
             marks = (array[array >= _FIRST_MARK] - np.uint8(_FIRST_MARK)) // 2
             counts = np.bincount(marks, minlength=len(AMBIGUITY_LETTERS)).tolist()
-            ambiguous = {
-                letter: count
-                for letter, count in zip(AMBIGUITY_LETTERS, counts, strict=True)
-                if count
-            }
+            ambiguous = {k: n for k, n in zip(AMBIGUITY_LETTERS, counts, strict=True) if n}
             codes = codes.translate(_UNMARK)
-        return Bases(codes, ambiguous)
+        return _Bases(codes, ambiguous)
 
     def bad_character(self, segment: bytes) -> GenomeError:
         keep = bytearray(_MARK)

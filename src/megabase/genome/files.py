@@ -39,11 +39,7 @@ _REASONS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EST
 _NUMBER = re.compile(r"(?:os error |errno = |\[Errno )(\d+)")  # Rust, HTSlib, Python
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy, on a full disk
 _STREAMS = (stat.S_ISFIFO, stat.S_ISCHR)  # cannot be renamed into place
-_REFUSED = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISBLK, "a block device"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_REFUSED = {stat.S_ISDIR: "a folder", stat.S_ISBLK: "a block device", stat.S_ISSOCK: "a socket"}
 """What a rename would destroy, or cannot be written to."""
 _LONGEST_LINE = 1 << 27
 """Bytes of a line of a table: ten times the longest row known; a gzip file of one megabyte can hold
@@ -52,6 +48,7 @@ LOCK_NAME = ".lock"
 """Hidden, so that a folder with nothing else in it looks empty."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """A file system without locks (some network ones): the record in the file has to do."""
+_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC  # of the lock file, no link to another
 _WAIT_SECONDS, _TRIES = 0.02, 50  # an owner writes its record right after it has the lock
 
 
@@ -68,18 +65,15 @@ def real_place(target: Path) -> Path:
 
 def is_stream(target: Path) -> bool:
     """Whether an output is a pipe, a terminal, a character device or an open descriptor."""
-    if _descriptor(target) is not None:
-        return True
-    mode = _mode(target)
-    return mode is not None and any(kind(mode) for kind in _STREAMS)
+    return _descriptor(target) is not None or any(kind(_mode(target)) for kind in _STREAMS)
 
 
-def _mode(target: Path) -> int | None:
-    """Give type and permissions of what `target` leads to; None when there is nothing."""
+def _mode(target: Path) -> int:
+    """Give type and permissions of what `target` leads to; 0 when there is nothing."""
     try:
         return target.stat().st_mode
     except FileNotFoundError:
-        return None
+        return 0
     except OSError as problem:
         raise OutputError(f"cannot write {target}: {problem.strerror}") from problem
 
@@ -99,14 +93,11 @@ def _descriptor(target: Path) -> int | None:
 def check_output(target: Path, overwrite: bool = False, *, seeks: bool = False) -> None:
     """Refuse an output that cannot be written (OutputError), before any work is done.
 
-    `seeks` says that its format is not written from beginning to end, so that a pipe cannot take
-    it.
+    `seeks` says that its format is not written from beginning to end, so no pipe can take it.
     """
-    mode = _mode(target)
-    if not target.name:
-        mode = stat.S_IFDIR
-    for kind, name in _REFUSED:
-        if mode is not None and kind(mode) and _descriptor(target) is None:
+    mode = _mode(target) if target.name else stat.S_IFDIR
+    for kind, name in _REFUSED.items():
+        if kind(mode) and _descriptor(target) is None:
             raise OutputError(f"cannot write {target}: it is {name}; give a file name")
     if is_stream(target):
         if seeks:
@@ -118,15 +109,12 @@ def check_output(target: Path, overwrite: bool = False, *, seeks: bool = False) 
     folder = real_place(target).parent
     if not folder.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {folder}; make it first")
-    if mode is not None and not overwrite:
+    if mode and not overwrite:
         _refuse_existing(target)
-    if not os.access(
-        folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
-    ):
-        fixed = os.statvfs(folder).f_flag & os.ST_RDONLY
-        raise OutputError(
-            f"cannot write {target}: {os.strerror(errno.EROFS if fixed else errno.EACCES)}"
-        )
+    effective = os.access in os.supports_effective_ids
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+        why = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OutputError(f"cannot write {target}: {os.strerror(why)}")
 
 
 def _refuse_existing(target: Path) -> None:
@@ -148,24 +136,17 @@ def writing(target: Path, advice: str = "make room or write elsewhere") -> Itera
     except (BrokenPipeError, MegabaseError):
         raise
     except Exception as problem:
-        code = _system_error(problem)
-        if code is None or _of_another(problem, target):
+        code, named = _system_error(problem), getattr(problem, "filename", None)
+        own = target.name[-40:], str(real_place(target))  # what is written on the way has both
+        if code is None or (
+            isinstance(named, str) and own[0] not in named and not named.startswith(own[1])
+        ):
             raise
         if code in _FULL:
             raise ResumableError(
                 f"cannot write {target}: {os.strerror(code)}; {advice}"
             ) from problem
         raise OutputError(f"cannot write {target}: {os.strerror(code)}") from problem
-
-
-def _of_another(problem: BaseException, target: Path) -> bool:
-    """Whether the error is of an input, not of the output or what is written on the way to it."""
-    named = getattr(problem, "filename", None)
-    return (
-        isinstance(named, str)
-        and target.name[-40:] not in named
-        and not named.startswith(str(real_place(target)))
-    )
 
 
 def _system_error(problem: BaseException) -> int | None:
@@ -177,11 +158,9 @@ def _system_error(problem: BaseException) -> int | None:
         text = str(found)
         if number := _NUMBER.search(text):
             return int(number[1])
-        for code in _REASONS:
-            if os.strerror(code) in text:
-                return code
-        if _SHORT_WRITE.search(text):
-            return errno.ENOSPC
+        codes = [code for code in _REASONS if os.strerror(code) in text]
+        if codes or _SHORT_WRITE.search(text):
+            return codes[0] if codes else errno.ENOSPC
         found = found.__cause__ or found.__context__
     return None
 
@@ -213,10 +192,10 @@ def atomic_file(
         try:
             with temporary.open("xb") as file:
                 yield file
-            if not overwrite:
-                _link(temporary, place, target)
-            else:
+            if overwrite:
                 os.replace(temporary, place)
+            else:
+                _link(temporary, place, target)
         finally:
             with contextlib.suppress(OSError):  # what went wrong first is what is told
                 temporary.unlink(missing_ok=True)
@@ -253,8 +232,7 @@ def write_whole(target: Path, content: str | bytes, overwrite: bool = True) -> N
 
 def write_json(target: str | Path, record: Mapping[str, Any], overwrite: bool = True) -> None:
     """Write JSON; numbers that are not finite, which JSON does not know, become null."""
-    text = json.dumps(without_nan(record), indent=2, allow_nan=False)
-    write_whole(Path(target), f"{text}\n", overwrite)
+    write_whole(Path(target), json.dumps(without_nan(record), indent=2) + "\n", overwrite)
 
 
 def without_nan(value: Any) -> Any:
@@ -330,8 +308,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, output: Path) -> None:
-        self.path = path
-        self.output = output
+        self.path, self.output = path, output
         self._handle: int | None = None
 
     def acquire(self) -> None:
@@ -339,20 +316,18 @@ class Lock:
 
         The folder of the lock file is made if need be.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             with writing(self.output):
                 self.path.parent.mkdir(exist_ok=True)
                 try:
-                    handle = os.open(self.path, flags, 0o666)
+                    handle = os.open(self.path, _OPEN | os.O_CREAT, 0o666)
                 except FileNotFoundError:  # the owner before removed the folder meanwhile
                     continue
             try:
                 self._take(handle)
-                with contextlib.suppress(FileNotFoundError):
-                    # The owner before may have removed the file since it was opened here.
-                    if os.path.samestat(os.fstat(handle), os.lstat(self.path)):
-                        break
+                # The owner before may have removed the file since it was opened here.
+                if self._is_there(handle):
+                    break
             except BaseException:
                 os.close(handle)
                 raise
@@ -360,14 +335,19 @@ class Lock:
         self._handle = handle
         with contextlib.suppress(OSError):  # on a full disk the lock holds without its record
             os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(_record()).encode(), 0)
+            record = {
+                "pid": os.getpid(), "host": socket.gethostname(),
+                "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+                "started": _started(os.getpid()),
+            }  # fmt: skip
+            os.pwrite(handle, json.dumps(record).encode(), 0)
 
     def release(self) -> None:
         """Give the output free and remove the file."""
         if self._handle is None:
             return
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(self._handle), os.lstat(self.path)):
+            if self._is_there(self._handle):
                 self.path.unlink()
         with contextlib.suppress(OSError):
             fcntl.flock(self._handle, fcntl.LOCK_UN)  # children that were forked have it too
@@ -377,7 +357,7 @@ class Lock:
     def refuse_used(self) -> None:
         """Raise as :meth:`acquire` does when there is a live owner; change nothing."""
         try:
-            handle = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = os.open(self.path, _OPEN)
         except OSError:
             return
         try:
@@ -385,36 +365,28 @@ class Lock:
         finally:
             os.close(handle)
 
+    def _is_there(self, handle: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(handle), os.lstat(self.path))
+        return False
+
     def _take(self, handle: int) -> None:
         for _ in range(_TRIES):
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                record = _read(handle)
-                if record and _may_live(record):
-                    raise InUseError(f"{self.output} is in use by {_shown(record)}") from None
-                time.sleep(_WAIT_SECONDS)
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as problem:
-                if problem.errno not in _NO_LOCKS:
+                busy = isinstance(problem, BlockingIOError)
+                if not busy and problem.errno not in _NO_LOCKS:
                     raise
                 record = _read(handle)
                 if record and _may_live(record):
-                    raise InUseError(
-                        f"{self.output} is in use by {_shown(record)}; if that run has ended, "
-                        f"remove {self.path}"
-                    ) from None
-                return
+                    owner = "process {pid} on {host} since {since}".format_map(record)
+                    advice = "" if busy else f"; if that run has ended, remove {self.path}"
+                    raise InUseError(f"{self.output} is in use by {owner}{advice}") from None
+                if not busy:
+                    return None
+                time.sleep(_WAIT_SECONDS)
         raise InUseError(f"{self.output} is in use by another process")
-
-
-def _record() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now().astimezone().isoformat(" ", "seconds"),
-        "started": _started(os.getpid()),
-    }
 
 
 def _read(handle: int) -> dict[str, Any] | None:
@@ -423,10 +395,6 @@ def _read(handle: int) -> dict[str, Any] | None:
         return record if {"pid", "host", "since", "started"} <= set(record) else None
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _shown(record: dict[str, Any]) -> str:
-    return f"process {record['pid']} on {record['host']} since {record['since']}"
 
 
 def _may_live(record: dict[str, Any]) -> bool:

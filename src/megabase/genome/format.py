@@ -62,44 +62,35 @@ _CHECK_BYTES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Contig:
-    """One sequence of a genome, as a store describes it."""
+    """One sequence of a genome: first word and rest of its header, bases, and where it came from.
+
+    `offset` is the index of its first code in the store, `sha256` of its codes (soft-mask bits
+    included) in hexadecimal; `iupac_count` letters were turned into N, and are among `n_count`.
+    """
 
     name: str
-    """First word of the FASTA header."""
     length: int
-    """Number of bases."""
     offset: int
-    """Index of its first code among the codes of the whole store."""
     sha256: str
-    """Hexadecimal sha256 of its codes, soft-mask bits included."""
     description: str = ""
-    """Rest of the FASTA header."""
     source: str = ""
-    """Name of the file that it was read from."""
     n_count: int = 0
-    """Number of bases that are N in the store, those counted by ``iupac_count`` included."""
     iupac_count: int = 0
-    """Number of other IUPAC letters that were turned into N."""
     soft_masked_count: int = 0
-    """Number of bases written in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a store records about itself."""
+    """What a store records about itself, the contigs in the order of the source files."""
 
     name: str
-    """Name of the genome."""
     contigs: tuple[Contig, ...]
-    """The contigs, in the order of the sources."""
     sources: tuple[str, ...]
-    """Names of the files that were read."""
     iupac_letters: dict[str, int]
     """How often each IUPAC letter (upper case) was turned into N."""
     checksum: str
     r"""sha256 over ``name\tlength\tsha256\n`` of the contigs, in order, in hexadecimal."""
     created_by: str
-    """Program and version that wrote the store."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -130,11 +121,37 @@ class Metadata:
             found._check(codes)
             return found
 
-    def verify(self, path: Path, progress: Progress | None = None) -> None:
-        """Compare every base of the store file with the checksums and counts of its contigs.
+    @staticmethod
+    def build(
+        sources: str | Path | Sequence[str | Path], path: str | Path, *, name: str | None = None,
+        overwrite: bool = False, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        """Stream FASTA files into a store file; see :meth:`Genome.build`."""
+        given = [sources] if isinstance(sources, str | Path) else list(sources)
+        files = [_STANDARD_INPUT if str(source) == "-" else Path(source) for source in given]
+        target = Path(path)
+        if not files:
+            raise GenomeError("no FASTA file was given to build a genome store from")
+        for file in files:  # before anything is read
+            if not file.exists():
+                raise GenomeError(f"there is no FASTA file {file}")
+        sizes = [file.stat().st_size if file.is_file() else 0 for file in files]
+        if any(file.exists() and target.exists() and file.samefile(target) for file in files):
+            raise GenomeError(f"the store {target} is one of its own sources; give another name")
+        total = sum(sizes) if all(sizes) else 0
+        with atomic_file(target, overwrite, seeks=True) as file:
+            writer = _Writer(file)
+            done = 0
+            for source, size in zip(files, sizes, strict=True):
+                told = progress and (lambda at, before=done: progress(before + at, total))
+                writer.add_source(source, told)
+                done += size
+            writer.finish(name or _genome_name(files, target), files)
 
-        The file is read rather than mapped, so memory stays small and a failing disk is an error
-        instead of a signal. A GenomeError names the contigs that differ.
+    def verify(self, path: Path, progress: Progress | None = None) -> None:
+        """Compare every base of the store file as :meth:`Genome.verify`.
+
+        It is read, not mapped: memory stays small, and a failing disk is an error, not a signal.
         """
         damaged: list[str] = []
         done, total = 0, sum(contig.length for contig in self.contigs)
@@ -169,9 +186,8 @@ class Metadata:
         for contig in self.contigs:
             counts = (contig.n_count, contig.iupac_count, contig.soft_masked_count)
             if contig.offset != end or not 0 <= min(counts) <= max(counts) <= contig.length:
-                raise ValueError(
-                    f"contig {shown(contig.name)} contradicts the one before or itself"
-                )
+                name = shown(contig.name)
+                raise ValueError(f"contig {name} contradicts the one before or itself")
             end += contig.length
         if end != codes or len({contig.name for contig in self.contigs}) != len(self.contigs):
             raise ValueError("its contigs do not make up the codes, each with its own name")
@@ -185,12 +201,10 @@ def _raw_metadata(file: BinaryIO, path: Path) -> tuple[bytes, int]:
     size = os.fstat(file.fileno()).st_size
     if not raw or raw[: len(MAGIC)] != MAGIC[: len(raw)]:
         kind = "an empty file" if not raw else f"a file that begins with {raw[:8]!r}"
-        raise GenomeError(
-            f"{path} is not a genome store: expected a file written by megabase genome build, "
-            f"found {kind}"
-            if not (known := recognize(path))
-            else f"{path} {known}"
+        known = recognize(path) or (
+            "is not a genome store: expected a file written by megabase genome build, found " + kind
         )
+        raise GenomeError(f"{path} {known}")
     version = int.from_bytes(raw[8:12], "little")
     if version > FORMAT_VERSION:
         raise GenomeError(
@@ -234,7 +248,6 @@ class _Tally:
         self.soft_masked_count += int(np.count_nonzero(codes >= SOFT_MASK))
 
     def facts(self) -> dict[str, Any]:
-        """Fields of a :class:`Contig`."""
         return {
             "length": self.length, "sha256": self._digest.hexdigest(), "n_count": self.n_count,
             "soft_masked_count": self.soft_masked_count,
@@ -246,7 +259,7 @@ class _Writer:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._file.write(bytes(CODES_OFFSET))
+        file.write(bytes(CODES_OFFSET))
         self.contigs: list[Contig] = []
         self.iupac_letters: Counter[str] = Counter()
         self._seen: dict[str, str] = {}
@@ -277,25 +290,19 @@ class _Writer:
 
     def _close(self, header: Header | None, tally: _Tally, iupac: int, path: Path) -> None:
         if header is not None:
-            self.contigs.append(
-                Contig(
-                    name=header.name, offset=self.total, description=header.description,
-                    source=path.name, iupac_count=iupac, **tally.facts(),
-                )
-            )  # fmt: skip
+            self.contigs.append(Contig(
+                name=header.name, offset=self.total, description=header.description,
+                source=path.name, iupac_count=iupac, **tally.facts(),
+            ))  # fmt: skip
 
     def finish(self, name: str, sources: Sequence[Path]) -> None:
         digest = hashlib.sha256()
         for contig in self.contigs:
             digest.update(f"{contig.name}\t{contig.length}\t{contig.sha256}\n".encode())
         record = Metadata(
-            name=name,
-            contigs=tuple(self.contigs),
-            sources=tuple(path.name for path in sources),
-            iupac_letters=dict(sorted(self.iupac_letters.items())),
-            checksum=digest.hexdigest(),
-            created_by=f"megabase {__version__}",
-        )
+            name, tuple(self.contigs), tuple(path.name for path in sources),
+            dict(sorted(self.iupac_letters.items())), digest.hexdigest(), f"megabase {__version__}",
+        )  # fmt: skip
         # The same metadata always gives the same bytes.
         raw = json.dumps(asdict(record), separators=(",", ":"), ensure_ascii=False).encode()
         self._file.write(raw)
@@ -306,42 +313,6 @@ class _Writer:
         self._file.write(_HEADER.pack(*header))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-
-def build_store(
-    sources: str | Path | Sequence[str | Path],
-    path: str | Path,
-    *,
-    name: str | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> None:
-    """Stream FASTA files into a store file; see :meth:`Genome.build`."""
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
-    files = [_STANDARD_INPUT if str(source) == "-" else Path(source) for source in given]
-    target = Path(path)
-    if not files:
-        raise GenomeError("no FASTA file was given to build a genome store from")
-    sizes = [_size(file) for file in files]
-    if any(file.exists() and target.exists() and file.samefile(target) for file in files):
-        raise GenomeError(f"the store {target} is one of its own sources; give another output name")
-    total = sum(sizes) if all(sizes) else 0
-    with atomic_file(target, overwrite, seeks=True) as file:
-        writer = _Writer(file)
-        done = 0
-        for source, size in zip(files, sizes, strict=True):
-            writer.add_source(
-                source, progress and (lambda at, before=done: progress(before + at, total))
-            )
-            done += size
-        writer.finish(name or _genome_name(files, target), files)
-
-
-def _size(path: Path) -> int:
-    """Size of a regular file, 0 of a pipe; a missing source fails here, before anything is read."""
-    if not path.exists():
-        raise GenomeError(f"there is no FASTA file {path}")
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _genome_name(sources: Sequence[Path], target: Path) -> str:

@@ -70,15 +70,6 @@ def shared_ends(ref: Any, alt: Any) -> tuple[int, int]:
     return front, back
 
 
-def trimmed(start: int, ref: str, alt: str) -> tuple[int, str, str]:
-    """Take away what REF and ALT share, at the front first: start and what is left of both."""
-    while ref and alt and ref[0] == alt[0]:
-        start, ref, alt = start + 1, ref[1:], alt[1:]
-    while ref and alt and ref[-1] == alt[-1]:
-        ref, alt = ref[:-1], alt[:-1]
-    return start, ref, alt
-
-
 def union(parts: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Join what overlaps or meets, in order."""
     joined: list[list[int]] = []
@@ -102,9 +93,8 @@ def _index(value: object, what: str) -> int:
     try:
         return operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
-        raise GenomeError(
-            f"{what} must be a whole number, found {value!r} ({type(value).__name__})"
-        ) from None
+        kind = type(value).__name__
+        raise GenomeError(f"{what} must be a whole number, found {value!r} ({kind})") from None
 
 
 def _contig_name(value: object) -> str:

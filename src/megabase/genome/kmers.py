@@ -14,25 +14,24 @@ _Codes = npt.NDArray[np.uint8]
 _Kmers = npt.NDArray[np.uint64]
 
 
-def pack_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
+def pack_kmers(
+    codes: _Codes, k: int, *, canonical: bool = False
+) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
     """Pack every k-mer (k 1 to 32) of base codes (n,) into an uint64 (n - k + 1,), or empty.
 
-    The second array, bool of the same shape, says which are all A, C, G, T; others are packed as if
-    they had an A in place of each other letter.
+    With `canonical` each is the smaller of it and its reverse complement. The second array, bool of
+    the same shape, says which are all A, C, G, T; others are packed as if they had an A in place of
+    each other letter.
     """
     if len(codes) < k:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
-    two, known = _two_bits(codes, k)
-    return _pack(two, k), known
-
-
-def canonical_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
-    """Pack every k-mer like :func:`pack_kmers`, as the smaller of it and its reverse complement."""
-    if len(codes) < k:
-        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
-    two, known = _two_bits(codes, k)
-    other = _pack(np.uint64(3) - two[::-1], k)[::-1]
-    return np.minimum(_pack(two, k), other), known
+    base = codes & alphabet.BASE_BITS
+    bad = np.concatenate([[0], np.cumsum(base > alphabet.T)])
+    two = np.where(base > alphabet.T, 0, base).astype(np.uint64)
+    packed = _pack(two, k)
+    if canonical:
+        packed = np.minimum(packed, _pack(np.uint64(3) - two[::-1], k)[::-1])
+    return packed, bad[k:] == bad[:-k]
 
 
 def dinucleotide_shuffle(codes: _Codes, rng: np.random.Generator) -> _Codes:
@@ -63,12 +62,6 @@ def dinucleotide_shuffle(codes: _Codes, rng: np.random.Generator) -> _Codes:
     for _ in bases[1:]:
         found.append(next(walks[found[-1]]))
     return np.array(found, dtype=np.uint8)
-
-
-def _two_bits(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
-    base = codes & alphabet.BASE_BITS
-    bad = np.concatenate([[0], np.cumsum(base > alphabet.T)])
-    return np.where(base > alphabet.T, 0, base).astype(np.uint64), bad[k:] == bad[:-k]
 
 
 def _pack(two: _Kmers, k: int) -> _Kmers:

@@ -1,8 +1,4 @@
-"""Rows that cannot be used: one set of reasons, one count and one message for every reader.
-
-Such rows are left out, counted by reason and reported in one line; a strict reader refuses the
-first of them. A file without any usable row is always refused.
-"""
+"""Rows that cannot be used: one set of reasons, one count and one message for every reader."""
 
 from __future__ import annotations
 
@@ -52,14 +48,9 @@ class LeftOut:
         self._first: dict[Reason, tuple[int, str]] = {}
 
     def add(
-        self,
-        reason: Reason,
-        line: int,
-        detail: Callable[[], str],
-        *,
-        count: int = 1,
+        self, reason: Reason, line: int, detail: Callable[[], str], *, count: int = 1,
         error: type[MegabaseError] = InputError,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Leave `count` rows out, the first on `line`; raise `error` about it when strict.
 
         What is wrong, `detail`, is only worked out for the first of a reason.
@@ -88,10 +79,7 @@ class LeftOut:
             f"{self._first[reason][0]:,})"
             for reason, count in self.counts.items()
         ]
-        said = []
-        if parts:
-            said.append(f"{total:,} of {total + used:,} {what} {fate}: {', '.join(parts)}")
-        if self.note:
-            said.append(self.note)
+        said = [f"{total:,} of {total + used:,} {what} {fate}: {', '.join(parts)}"] if parts else []
+        said += [self.note] if self.note else []
         if said:
             warn(f"{self.path}: {'; '.join(said)}", LeftOutWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import struct
@@ -46,7 +47,6 @@ class Signal:
         if not self.path.is_file():
             raise InputError(f"there is no file {path}")
         name = self.path.name.lower()
-        self._file: Any = None
         self._rows: dict[str, tuple[NDArray[Any], ...]] = {}
         self._names: dict[str, str] = {}  # contigs of the genome, and how a bigWig calls them
         if name.endswith(BIGWIG):
@@ -68,12 +68,11 @@ class Signal:
             return self._of_rows(contig, start, end)
         if contig not in self._names:
             return np.full(end - start, np.nan, dtype=np.float32)
-        name, file = self._names[contig], self._file
+        place = self._names[contig], start, end
         with parsing(self.path, InputError, "it is damaged or not a bigWig file"):
-            found = np.asarray(file.values(name, start, end, fillna=None), dtype=np.float32)
-            bases = file.values(
-                name, start, end, bins=1, summary="bases_covered", exact=True, fillna=0
-            )
+            found = np.asarray(self._file.values(*place, fillna=None), dtype=np.float32)
+            count = {"bins": 1, "summary": "bases_covered", "exact": True, "fillna": 0}
+            bases = self._file.values(*place, **count)
         # A base whose number is NaN looks like one without a number, but counts as covered.
         if np.isinf(found).any() or round(float(bases[0])) != np.count_nonzero(~np.isnan(found)):
             raise InputError(
@@ -88,7 +87,7 @@ class Signal:
 
         with parsing(self.path, InputError, "it is damaged or not a bigWig file"):
             _check_bigwig(self.path)
-            self._file = pybigtools.open(str(self.path))
+            self._file: Any = pybigtools.open(str(self.path))
             sizes = dict(self._file.chroms())
         left_out = LeftOut(self.path, "contig")
         for number, (name, size) in enumerate(sizes.items(), start=1):
@@ -127,9 +126,8 @@ class Signal:
             twice = np.flatnonzero(starts[order][1:] < ends[order][:-1])
             if len(twice):
                 line = max(lines[order[twice[0]]], lines[order[twice[0] + 1]])
-                raise InputError(
-                    f"{self.path}, line {line:,}: a base of this row has a value already"
-                )
+                where = f"{self.path}, line {line:,}"
+                raise InputError(f"{where}: a base of this row has a value already")
             self._rows[name] = starts[order], ends[order], values[order]
 
     def _of_rows(self, contig: str, start: int, end: int) -> NDArray[np.float32]:
@@ -145,25 +143,21 @@ class Signal:
 
 
 def _bedgraph_rows(path: Path) -> Iterator[tuple[int, str, int, int, float]]:
-    """Read line number, contig, start, end and value of the rows."""
     for number, line in numbered_lines(path):
         cells = line.split()
         if not cells or cells[0].startswith("#") or cells[0] in ("track", "browser"):
             continue
         where = f"{path}, line {number:,}"
         if len(cells) != 4:
-            raise InputError(
-                f"{where}: a bedGraph row has four columns (contig, start, end, value), found "
-                f"{len(cells)}: {line[:60]!r}"
-            )
+            columns = f"four columns (contig, start, end, value), found {len(cells)}"
+            raise InputError(f"{where}: a bedGraph row has {columns}: {line[:60]!r}")
         try:
             start, end = int(cells[1]), int(cells[2])
         except ValueError:
             raise InputError(f"{where}: start and end are whole numbers: {line[:60]!r}") from None
-        try:
+        value = math.nan
+        with contextlib.suppress(ValueError):
             value = float(cells[3])
-        except ValueError:
-            value = math.nan
         if not abs(value) <= _LARGEST:
             raise InputError(
                 f"{where}: the value must be a finite number, found {cells[3]!r}; leave bases "

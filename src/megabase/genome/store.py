@@ -29,20 +29,13 @@ from megabase.errors import (
     warn,
 )
 from megabase.genome.alphabet import PAD, N, reverse_complement, warn_ambiguous
-from megabase.genome.format import (
-    CODES_OFFSET,
-    Contig,
-    Metadata,
-    Progress,
-    build_store,
-)
+from megabase.genome.format import CODES_OFFSET, Contig, Metadata, Progress
 from megabase.genome.interval import Interval, Strand, contig_aliases
 
 PadMode = Literal["error", "pad", "n"]
 _FILL: dict[str, int] = {"pad": PAD, "n": N}  # codes by mode
 _SUFFIX = ".mb"  # of a store; a FASTA file by such a name is a mistake
-_LONG_WINDOW = 1 << 14
-"""Bases of a window from where on a copy of its own is as fast as gathering."""
+_LONG_WINDOW = 1 << 14  # bases of a window from where on a copy of its own is as fast as gathering
 _GATHER_BYTES = 1 << 18
 """Bytes that are gathered at a time: they are still in the cache when they are copied."""
 
@@ -83,14 +76,9 @@ class Genome:
 
     @classmethod
     def build(
-        cls,
-        sources: str | Path | Sequence[str | Path],
-        path: str | Path,
-        *,
-        name: str | None = None,
-        overwrite: bool = False,
-        progress: Progress | None = None,
-    ) -> Genome:
+        cls, sources: str | Path | Sequence[str | Path], path: str | Path, *,
+        name: str | None = None, overwrite: bool = False, progress: Progress | None = None,
+    ) -> Genome:  # fmt: skip
         """Stream FASTA files into a store file and open it.
 
         Parameters
@@ -116,7 +104,7 @@ class Genome:
         OutputError
             When ``path`` exists and ``overwrite`` is off, or cannot be written.
         """
-        build_store(sources, path, name=name, overwrite=overwrite, progress=progress)
+        Metadata.build(sources, path, name=name, overwrite=overwrite, progress=progress)
         return cls(path)
 
     @property
@@ -143,20 +131,27 @@ class Genome:
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return _reopen, (str(self.path), self.checksum)
 
-    # -- contigs ----------------------------------------------------------------------------------
-
     def contig_index(self, name: str) -> int:
         """Index of a contig in :attr:`contigs`, found by name or by alias.
 
         An alias (:func:`~megabase.genome.interval.contig_aliases`) warns once
         (ContigAliasWarning); an UnknownContigError names the nearest contigs.
         """
-        index = self._index.get(name)
-        if index is None:
-            index = self._aliases.get(name)
-        if index is None:
-            index = self._aliases[name] = self._find_alias(name)
-        return index
+        index = self._index.get(name, self._aliases.get(name))
+        if index is not None:
+            return index
+        alias = next((one for one in contig_aliases(name) if one in self._index), None)
+        if alias is None:
+            raise UnknownContigError(
+                f"genome {self.name!r} ({self.path.name}) has no contig {name!r}; "
+                + _nearest_contigs(name, self._index)
+            )
+        warn(
+            f"contig {name!r} is taken to be {alias!r} of genome {self.name!r} (chr1 and 1 are the "
+            "same contig, and chrM and MT)",
+            ContigAliasWarning,
+        )
+        return self._aliases.setdefault(name, self._index[alias])
 
     def find_contig(self, name: str) -> int | None:
         """Index of a contig as by :meth:`contig_index`, None where the genome has none."""
@@ -166,20 +161,6 @@ class Genome:
             except UnknownContigError:
                 self._unknown.add(name)
         return None
-
-    def _find_alias(self, name: str) -> int:
-        for alias in contig_aliases(name):
-            if alias in self._index:
-                warn(
-                    f"contig {name!r} is taken to be {alias!r} of genome {self.name!r} (chr1 and 1 "
-                    "are the same contig, and chrM and MT)",
-                    ContigAliasWarning,
-                )
-                return self._index[alias]
-        raise UnknownContigError(
-            f"genome {self.name!r} ({self.path.name}) has no contig {name!r}; "
-            + _nearest_contigs(name, self._index)
-        )
 
     def contig(self, name: str) -> Contig:
         """Contig of this name or alias, found as by :meth:`contig_index`."""
@@ -200,21 +181,19 @@ class Genome:
 
     def _named(self, text: str) -> Interval:
         whole = text[1:-1] if text.startswith("{") and text.endswith("}") else text
-        if ":" not in text or whole != text:
-            contig = self.contig(whole)
-            return Interval(contig.name, 0, contig.length)
-        if text not in self._index:
-            return Interval.parse(text)
-        other = ""
-        with contextlib.suppress(GenomeError):  # of a name that does not read as a region
-            other = Interval.parse(text).contig
-        if other and any(name in self._index for name in (other, *contig_aliases(other))):
-            raise UnknownContigError(
-                f"{text!r} could be the contig of this name or a region on {other!r}, and "
-                f"genome {self.name!r} has both; write {{{text}}} for the contig, or "
-                f"{{{other}}}:{text.removeprefix(other + ':')} for the region"
-            )
-        contig = self.contig(text)
+        if ":" in text and whole == text:
+            if text not in self._index:
+                return Interval.parse(text)
+            other = ""
+            with contextlib.suppress(GenomeError):  # of a name that does not read as a region
+                other = Interval.parse(text).contig
+            if other and any(name in self._index for name in (other, *contig_aliases(other))):
+                raise UnknownContigError(
+                    f"{text!r} could be the contig of this name or a region on {other!r}, and "
+                    f"genome {self.name!r} has both; write {{{text}}} for the contig, or "
+                    f"{{{other}}}:{text.removeprefix(other + ':')} for the region"
+                )
+        contig = self.contig(whole)
         return Interval(contig.name, 0, contig.length)
 
     @staticmethod
@@ -225,8 +204,6 @@ class Genome:
                 f"interval {interval} {side} contig {contig.name!r}, which has {contig.length:,} "
                 "bases; move or shorten it, or ask for padding (pad='pad' or 'n')"
             )
-
-    # -- bases ------------------------------------------------------------------------------------
 
     def view(self, contig: str | int) -> NDArray[np.uint8]:
         """Codes of a whole contig (by name or index), read-only and without a copy."""
@@ -265,20 +242,17 @@ class Genome:
         contig = self.contigs[index]
         start, end = interval.start, interval.end
         if start >= 0 and end <= contig.length:
-            found = self._codes[contig.offset + start : contig.offset + end]
-            if interval.strand is Strand.REVERSE:
-                return reverse_complement(found)
-            return found.copy()
-        if pad == "error":
-            self._require_within(interval, contig)
-        out = np.full(end - start, _FILL[pad], dtype=np.uint8)
-        self._copy_inside(out, contig.offset, contig.length, start)
-        return reverse_complement(out) if interval.strand is Strand.REVERSE else out
+            out = self._codes[contig.offset + start : contig.offset + end]
+        else:
+            if pad == "error":
+                self._require_within(interval, contig)
+            out = np.full(end - start, _FILL[pad], dtype=np.uint8)
+            self._copy_inside(out, contig.offset, contig.length, start)
+        return reverse_complement(out) if interval.strand is Strand.REVERSE else out.copy()
 
     def _copy_inside(
         self, out: NDArray[np.uint8], offset: int, contig_length: int, start: int
     ) -> None:
-        """Copy the part of the window at ``start`` that lies on the contig to its place."""
         first, last = max(start, 0), min(start + len(out), contig_length)
         if first < last:
             out[first - start : last - start] = self._codes[offset + first : offset + last]
@@ -306,17 +280,13 @@ class Genome:
         """
         index, first = _integers(contig_index, "contig_index"), _integers(start, "start")
         if index.ndim != 1 or index.shape != first.shape:
-            raise GenomeError(
-                "contig_index and start must have one shape (n,); found "
-                f"{index.shape} and {first.shape}"
-            )
+            found = f"{index.shape} and {first.shape}"
+            raise GenomeError(f"contig_index and start must have one shape (n,); found {found}")
         if length < 1:
             raise GenomeError(f"a window needs a length of 1 or more, found {length}")
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self.contigs):
-            raise GenomeError(
-                f"contig indices must lie in 0..{len(self.contigs) - 1}, found "
-                f"{int(index.min())}..{int(index.max())}"
-            )
+            limit, found = len(self.contigs) - 1, f"{int(index.min())}..{int(index.max())}"
+            raise GenomeError(f"contig indices must lie in 0..{limit}, found {found}")
         out = np.empty((index.size, length), dtype=np.uint8)
         limit, offset = self.lengths[index], self._offsets[index]
         inside = (first >= 0) & (first <= limit - length)
@@ -341,13 +311,11 @@ class Genome:
         for i in range(0, len(place), block):
             out[i : i + block] = windows[place[i : i + block]]
 
-    # -- integrity --------------------------------------------------------------------------------
-
     def verify(self, progress: Progress | None = None) -> None:
         """Read every base and compare it with the recorded checksums and counts.
 
         `progress` is called after each part with the number of bases read and the total. A
-        GenomeError names all contigs that differ.
+        GenomeError names the contigs that differ.
         """
         self.metadata.verify(self.path, progress)
 
@@ -381,7 +349,7 @@ def _store_of(path: Path) -> Path:
         Metadata.read(store)  # of something else by this name, nothing is replaced
         warn(f"{path} has changed since {store.name} was built: building it again", InputWarning)
     try:
-        build_store(path, store, overwrite=True)
+        Metadata.build(path, store, overwrite=True)
         os.utime(store, ns=(modified, modified))
         warn_ambiguous(Metadata.read(store).iupac_letters, path)
     except OutputError as error:
@@ -404,7 +372,6 @@ def _is_fasta(path: Path) -> bool:
 
 
 def _nearest_contigs(name: str, names: Collection[str]) -> str:
-    """List the names that a person may have meant, for the end of an error message."""
     near = difflib.get_close_matches(name, list(itertools.islice(names, 10_000)), n=3, cutoff=0.5)
     if near:
         return "the nearest names are " + ", ".join(map(repr, near))

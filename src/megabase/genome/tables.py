@@ -1,8 +1,7 @@
 """BED, GFF and VCF files as polars frames with validated, 0-based half-open coordinates.
 
 Every frame has the columns ``contig`` (String), ``start`` and ``end`` (Int64), in the order of the
-file. Given a store, a reader also gives contigs the names that the store uses; rows that do not lie
-on it are left out, counted and reported (:mod:`megabase.genome.left_out`), or refused when strict.
+file; given a store, contigs have the names that the store uses.
 """
 
 from __future__ import annotations
@@ -36,10 +35,8 @@ _BED6 = ("contig", "start", "end", "name", "score", "strand")
 _PEAK = ("signal_value", "p_value", "q_value")  # shared by narrow and broad peaks
 _BED_NAMES = {
     "bed": _BED6,
-    "bed12": (
-        *_BED6, "thick_start", "thick_end", "item_rgb", "block_count", "block_sizes",
-        "block_starts",
-    ),
+    "bed12": (*_BED6, "thick_start", "thick_end", "item_rgb", "block_count", "block_sizes",
+              "block_starts"),
     "narrowPeak": (*_BED6, *_PEAK, "summit"),
     "broadPeak": (*_BED6, *_PEAK),
 }  # fmt: skip
@@ -58,11 +55,10 @@ _VCF = {
 
 @dataclass(frozen=True, slots=True)
 class _RowSource:
-    """The file of a frame, whose Int64 column ``line`` numbers its rows, for messages."""
+    """The file of a frame, whose Int64 column ``line`` counts lines, or records of a BCF."""
 
     path: Path
     unit: str = "line"
-    """What ``line`` counts: lines, or the records of a binary file."""
 
     def refuse(
         self, frame: pl.DataFrame, wrong: pl.Expr, describe: Callable[[dict[str, Any]], str]
@@ -74,14 +70,11 @@ class _RowSource:
             raise InputError(f"{self.path}, {self.unit} {found['line']:,}: {describe(found)}")
 
     def split(self, numbers: list[int], texts: list[str], names: Sequence[str]) -> pl.DataFrame:
-        """Columns of text from tab-separated lines that have exactly these columns."""
-        frame = pl.DataFrame(
-            {"line": numbers, "text": texts}, {"line": pl.Int64, "text": pl.String}
-        )
-        found = pl.col("text").str.count_matches("\t", literal=True) + 1
+        rows = {"line": numbers, "text": texts}
+        frame = pl.DataFrame(rows, {"line": pl.Int64, "text": pl.String})
         self.refuse(
             frame,
-            found != len(names),
+            pl.col("text").str.count_matches("\t", literal=True) + 1 != len(names),
             lambda row: (
                 f"expected {len(names)} columns separated by tabs, found "
                 f"{row['text'].count(chr(9)) + 1}: {row['text'][:60]!r}"
@@ -98,65 +91,45 @@ class _RowSource:
     def cast_numbers(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Cast the columns that hold numbers; a dot is a missing value, except for coordinates."""
         for name in frame.columns:
-            if name in _INTEGERS:
-                dtype, what = pl.Int64, "a whole number"
-            elif name in _FLOATS:
-                dtype, what = pl.Float64, "a number"
-            else:
+            if name not in (*_INTEGERS, *_FLOATS):
                 continue
-            text, value = pl.col(name), pl.col(name).cast(dtype, strict=False)
-            empty = pl.lit(False) if name in ("start", "end") else text.is_in([_NULL, ""])
-            label = {"start": "the start position", "end": "the end position"}.get(
-                name, f"column {name!r}"
-            )
+            whole, place = name in _INTEGERS, name in ("start", "end")
+            value = pl.col(name).cast(pl.Int64 if whole else pl.Float64, strict=False)
+            empty = pl.lit(False) if place else pl.col(name).is_in([_NULL, ""])
+            label = f"the {name} position" if place else f"column {name!r}"
+            rule = f"{label} must be a {'whole ' * whole}number"
             self.refuse(
                 frame,
                 value.is_null() & ~empty,
-                lambda row, name=name, label=label, what=what: (
-                    f"{label} must be {what}, found {row[name]!r}"
-                ),
+                lambda row, name=name, rule=rule: f"{rule}, found {row[name]!r}",
             )
             frame = frame.with_columns(value)
         return frame
 
-    def check_strand(self, frame: pl.DataFrame) -> None:
-        """Refuse a strand other than ``+``, ``-`` and ``.``."""
+    def check(self, frame: pl.DataFrame, closed: bool = False) -> None:
+        """Refuse a strand other than ``+``, ``-`` and ``.``, and coordinates that hold no base."""
+        if "strand" in frame.columns:
+            self.refuse(
+                frame,
+                ~pl.col("strand").is_in([str(strand) for strand in Strand]),
+                lambda row: f"a strand is '+', '-' or '.', found {row['strand']!r}",
+            )
+        rule = "start < end (0-based, half-open)"
+        rule = "start <= end (1-based, both included)" if closed else rule
         self.refuse(
             frame,
-            ~pl.col("strand").is_in([str(strand) for strand in Strand]),
-            lambda row: f"a strand is '+', '-' or '.', found {row['strand']!r}",
-        )
-
-    def check_order(self, frame: pl.DataFrame, one_based_closed: bool = False) -> None:
-        """Refuse coordinates that hold no base, as the file counts them."""
-        if one_based_closed:
-            wrong = pl.col("start") > pl.col("end")
-            rule = "start <= end (1-based, both included)"
-        else:
-            wrong = pl.col("start") >= pl.col("end")
-            rule = "start < end (0-based, half-open)"
-        self.refuse(
-            frame,
-            wrong,
+            pl.col("start") >= pl.col("end") + int(closed),
             lambda row: f"expected {rule}, found start {row['start']:,} and end {row['end']:,}",
         )
 
     def on_genome(
-        self,
-        frame: pl.DataFrame,
-        store: Genome | None,
-        left_out: LeftOut,
+        self, frame: pl.DataFrame, store: Genome | None, left_out: LeftOut,
         circular: Collection[str] = (),
-    ) -> pl.DataFrame:
-        """Keep the rows that lie on the genome, under the names that the store has for contigs.
-
-        Without a store, rows only have to start at 0 or later. On a circular contig, as the file
-        names it, a row over the origin ends there.
-        """
-        if store is None:
-            limit: pl.Expr = pl.lit(None, dtype=pl.Int64)
-            known: dict[str, str] = {}
-        else:
+    ) -> pl.DataFrame:  # fmt: skip
+        """Keep the rows that lie on the genome (any at 0 or later), under the store's names."""
+        limit: pl.Expr = pl.lit(None, dtype=pl.Int64)
+        known: dict[str, str] = {}
+        if store is not None:
             known, frame = self._known(frame, store, left_out)
             lengths = {given: store.contig(name).length for given, name in known.items()}
             limit = pl.col("contig").replace_strict(lengths, default=None, return_dtype=pl.Int64)
@@ -172,8 +145,7 @@ class _RowSource:
                 f"{clipped:,} over the origin of a circular contig "
                 f"{'end' if clipped > 1 else 'ends'} there"
             )
-            end = pl.when(over).then("limit").otherwise("end").alias("end")
-            frame = frame.with_columns(end)
+            frame = frame.with_columns(end=pl.when(over).then("limit").otherwise("end"))
         outside = (pl.col("start") < 0) | (pl.col("end") > pl.col("limit")).fill_null(False)
         wrong = frame.filter(outside)
         if wrong.height:
@@ -194,65 +166,35 @@ class _RowSource:
     def _known(
         self, frame: pl.DataFrame, store: Genome, left_out: LeftOut
     ) -> tuple[dict[str, str], pl.DataFrame]:
-        """Give the store's names of contigs by those of the file, and the rows that have one."""
         names: dict[str, str] = {}
-        counts = frame.group_by("contig", maintain_order=True).agg(
-            pl.col("line").first(), pl.len().alias("rows")
-        )
-        for name, line, count in counts.iter_rows():
+        groups = frame.group_by("contig", maintain_order=True)
+        for name, line, count in groups.agg(pl.col("line").first(), rows=pl.len()).iter_rows():
             try:
                 names[name] = store.contig(name).name
             except UnknownContigError as error:
-                left_out.add(
-                    "UNKNOWN_CONTIG",
-                    line,
-                    partial(str, error),
-                    count=count,
-                    error=UnknownContigError,
-                )
+                why = partial(str, error)
+                left_out.add("UNKNOWN_CONTIG", line, why, count=count, error=UnknownContigError)
         return names, frame.filter(pl.col("contig").is_in(list(names)))
 
 
 def read_bed(
-    path: str | Path,
-    store: Genome | None = None,
-    *,
-    kind: BedKind = "auto",
-    columns: int | None = None,
-    strict: bool = False,
-) -> pl.DataFrame:
+    path: str | Path, store: Genome | None = None, *, kind: BedKind = "auto",
+    columns: int | None = None, strict: bool = False,
+) -> pl.DataFrame:  # fmt: skip
     """Read a BED file: BED3 to BED12 with any further columns, narrowPeak or broadPeak.
 
     Comments (``#``), ``track`` and ``browser`` lines, a header row and blank lines are skipped; the
-    file may be gzip or bgzip. A file without tabs is split at blanks.
+    file may be gzip or bgzip; without tabs it is split at blanks. `kind` says what the columns
+    after the sixth mean (``"auto"``: by the ending of the name); only the first `columns` are read,
+    of files whose later ones are not BED's. Rows that do not lie on the `store` are left out, and a
+    LeftOutWarning counts them by reason, or refused when `strict`.
 
-    Parameters
-    ----------
-    path
-        The file.
-    store
-        Genome to check against.
-    kind
-        What the columns after the sixth mean; ``"auto"`` goes by the file name (``.narrowPeak``,
-        ``.broadPeak``, anything else is BED).
-    columns
-        Read the first N columns only (3 or more), for files whose later columns are not BED's.
-    strict
-        Refuse rows on unknown contigs or outside their contig; otherwise they are left out, and a
-        LeftOutWarning counts them by reason.
-
-    Returns
-    -------
-    polars.DataFrame
-        contig, start, end (0-based half-open) and, as far as the file has them, name (String),
-        score (Float64, null for ``.``), strand (``+``, ``-`` or ``.``) and the columns after; peak
-        files have signal_value, p_value, q_value and summit (offset from start, -1 when unknown).
-        Columns after those are called column_7, column_8, ... and hold text.
-
-    Raises
-    ------
-    InputError, UnknownContigError
-        Naming file and line of the first row that is broken, or when no row can be used.
+    Columns are contig, start, end (0-based half-open) and, as far as the file has them, name
+    (String), score (Float64, null for ``.``), strand (``+``, ``-`` or ``.``) and those after; peak
+    files have signal_value, p_value, q_value and summit (offset from start, -1 when unknown), and
+    what follows is called column_7, column_8, ... and holds text. An InputError (or an
+    UnknownContigError) names file and line of the first row that is broken, or says that none can
+    be used.
     """
     if columns is not None and columns < 3:
         raise InputError(f"a BED file has 3 columns or more, asked for {columns}")
@@ -270,27 +212,22 @@ def read_bed(
         texts.append("\t".join(fields[:columns]))
     width = texts[0].count("\t") + 1 if texts else 3
     if width < 3:
-        raise InputError(
-            f"{path}, line {numbers[0]:,}: expected 3 columns or more (contig, start, end), found "
-            f"{width}: {texts[0][:60]!r}"
-        )
+        where, found = f"{path}, line {numbers[0]:,}", f"{width}: {texts[0][:60]!r}"
+        raise InputError(f"{where}: expected 3 columns or more (contig, start, end), found {found}")
     names = _bed_names(source.path, kind, width)
     frame = source.cast_numbers(source.split(numbers, texts, names))
-    if "strand" in names:
-        source.check_strand(frame)
-    source.check_order(frame)
+    source.check(frame)
     return source.on_genome(frame, store, LeftOut(source.path, strict=strict)).drop("line")
 
 
 def _bed_names(path: Path, kind: BedKind, width: int) -> list[str]:
+    # Between 7 and 11 columns a BED is "BED6 and something": BED12 names would be a guess.
+    found = "bed12" if kind in ("auto", "bed") and width == 12 else kind
     if kind == "auto":
         suffixes = {suffix.lower() for suffix in path.suffixes}
-        # Between 7 and 11 columns a BED is "BED6 and something": BED12 names would be a guess.
-        found = "bed12" if width == 12 else "bed"
+        found = "bed" if found == "auto" else found
         found = "narrowPeak" if ".narrowpeak" in suffixes else found
         found = "broadPeak" if ".broadpeak" in suffixes else found
-    else:
-        found = "bed12" if kind == "bed" and width == 12 else kind
     if found not in _BED_NAMES:
         raise InputError(f"kind must be auto, bed, narrowPeak or broadPeak, found {kind!r}")
     known = _BED_NAMES[found]
@@ -298,33 +235,18 @@ def _bed_names(path: Path, kind: BedKind, width: int) -> list[str]:
 
 
 def read_gff(
-    path: str | Path,
-    store: Genome | None = None,
-    *,
-    attributes: Sequence[str] = (),
-    types: Sequence[str] | None = None,
-    strict: bool = False,
-) -> pl.DataFrame:
+    path: str | Path, store: Genome | None = None, *, attributes: Sequence[str] = (),
+    types: Sequence[str] | None = None, strict: bool = False,
+) -> pl.DataFrame:  # fmt: skip
     """Read a GFF3 or GTF file (plain or gzip); the two differ in their ninth column only.
 
-    A feature over the origin of a circular contig (``Is_circular=true`` in any row of the contig)
-    ends at the last base of the contig. A sequence section (``##FASTA``) is skipped.
+    Rows are checked against the `store` as by :func:`read_bed`; those of other than the `types` are
+    passed over. A feature over the origin of a circular contig (``Is_circular=true`` in any row of
+    the contig) ends at the last base of the contig. A sequence section (``##FASTA``) is skipped.
 
-    Parameters
-    ----------
-    path, store, strict
-        As for :func:`read_bed`, which also lists the errors and the warning.
-    attributes
-        Keys of the ninth column to extract, each into a String column of its name (null where a row
-        lacks it), such as ``("ID", "Name")`` or ``("gene_id", "gene_name")``.
-    types
-        Keep rows of these types only (``("exon", "CDS")``).
-
-    Returns
-    -------
-    polars.DataFrame
-        contig, start, end (0-based half-open), source, type, score (Float64), strand, phase
-        (Int64), attributes (the ninth column as it is), and the requested columns.
+    Columns are contig, start, end (0-based half-open), source, type, score (Float64), strand, phase
+    (Int64), attributes (the ninth column as it is), and a String column for each of the
+    `attributes` asked for, such as ``("ID", "Name")``, null where a row lacks it.
     """
     source = _RowSource(Path(path))
     numbers, texts, circular = [], [], set[str]()
@@ -340,8 +262,7 @@ def read_gff(
     if types is not None:
         frame = frame.filter(pl.col("type").is_in(list(types)))
     frame = frame.with_columns(pl.col("strand").replace("?", _NULL))
-    source.check_strand(frame)
-    source.check_order(frame, one_based_closed=True)
+    source.check(frame, closed=True)
     frame = frame.with_columns(zero_based(pl.col("start")))
     frame = source.on_genome(frame, store, LeftOut(source.path, strict=strict), circular)
     return frame.with_columns(_attribute(frame, key) for key in attributes).select(
@@ -350,7 +271,7 @@ def read_gff(
 
 
 def _attribute(frame: pl.DataFrame, key: str) -> pl.Series:
-    """Value of ``key=value`` (GFF3) or ``key "value"`` (GTF) in the ninth column."""
+    # key=value in GFF3, key "value" in GTF.
     pattern = rf'(?:^|;)\s*{re.escape(key)}(?:\s*=\s*|\s+)(?:"([^"]*)"|([^;"]*))'
     text = frame["attributes"].str
     value = text.extract(pattern, 1)
@@ -362,57 +283,32 @@ def _attribute(frame: pl.DataFrame, key: str) -> pl.Series:
 
 
 def read_vcf(
-    path: str | Path,
-    store: Genome | None = None,
-    *,
-    info: Sequence[str] = (),
-    bases_only: bool = False,
-    strict: bool = False,
-) -> pl.DataFrame:
+    path: str | Path, store: Genome | None = None, *, info: Sequence[str] = (),
+    bases_only: bool = False, strict: bool = False,
+) -> pl.DataFrame:  # fmt: skip
     """Read the sites of a VCF or BCF file, one row for each alternative allele, in file order.
 
-    Parameters
-    ----------
-    path
-        The file: plain, gzip or bgzip VCF, or BCF. Genotypes are not read.
-    store
-        Genome to check against (where either has N, the reference allele is not compared).
-    info
-        Keys of the INFO column to extract, each into a String column of its name: null where a
-        record lacks it, empty for a flag.
-    bases_only
-        Leave out alleles that cannot replace REF, too: those with a reason.
-    strict
-        Refuse what is left out otherwise, including records whose position is not on the genome. A
-        LeftOutWarning counts alleles by reason.
+    Records whose position is not on the `store` (and, with `bases_only`, alleles that cannot
+    replace REF) are left out, and a LeftOutWarning counts alleles by reason, or refused when
+    `strict`; where REF or the genome has N, they are not compared.
 
-    Returns
-    -------
-    polars.DataFrame
-        contig, start, end (of the reference allele, 0-based half-open), ref and alt (upper case;
-        alt null for a record without one; symbolic alleles such as ``<DEL>`` as they are), id, qual
-        (Float64), filter, record (0-based number of the record in the file), allele (0-based number
-        of the alternative within its record), reason (why the allele cannot replace REF:
-        :data:`megabase.genome.left_out.REASONS`; else null), and the requested columns.
-
-    Raises
-    ------
-    InputError, UnknownContigError
-        Naming file and line (of a BCF: record) of the first one that is broken; when no record can
-        be used, or REF looks like that of another assembly.
+    Columns are contig, start, end (of the reference allele, 0-based half-open), ref and alt (upper
+    case; alt null for a record without one; symbolic alleles such as ``<DEL>`` as they are), id,
+    qual (Float64), filter, record (0-based number of the record in the file), allele (0-based
+    number of the alternative within its record), reason (why the allele cannot replace REF:
+    :data:`megabase.genome.left_out.REASONS`; else null), and a String column for each key of
+    `info`: null where a record lacks it, empty for a flag. An InputError (or an UnknownContigError)
+    names file and line (of a BCF: record) of the first one that is broken, or says that none can be
+    used, or that REF looks like that of another assembly.
     """
     source = _RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
     left_out = LeftOut(source.path, source.unit, strict)
     rows: list[tuple[Any, ...]] = []
     for number, (record, index, problem) in enumerate(checked_records(source.path, store)):
         if wrong := record.why_unplaced(problem):
-            left_out.add(
-                wrong,
-                record.line,
-                partial(record.why_unusable, store, wrong),
-                count=max(1, len(record.alts)),
-                error=UnknownContigError if wrong == "UNKNOWN_CONTIG" else InputError,
-            )
+            error = UnknownContigError if wrong == "UNKNOWN_CONTIG" else InputError
+            why, count = partial(record.why_unusable, store, wrong), max(1, len(record.alts))
+            left_out.add(wrong, record.line, why, count=count, error=error)
             continue
         contig = record.contig if store is None or index is None else store.contigs[index].name
         start, end = record.position, record.position + len(record.ref)
@@ -452,15 +348,9 @@ def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) ->
     if missing:
         raise InputError(f"a frame needs the columns contig, start, end; found {frame.columns}")
     width = max(i for i, name in enumerate(_BED6, start=1) if name in frame.columns)
-    fillers = {"name": pl.lit(_NULL), "score": pl.lit(0), "strand": pl.lit(_NULL)}
-    rows = frame.select(
-        pl.col(name).fill_null(fillers[name])
-        if name in frame.columns and name in fillers
-        else fillers[name].alias(name)
-        if name in fillers
-        else pl.col(name)
-        for name in _BED6[:width]
-    )
+    fill = {"name": _NULL, "score": 0, "strand": _NULL}
+    rows = frame.with_columns(pl.lit(fill[k]).alias(k) for k in fill if k not in frame.columns)
+    rows = rows.select(pl.col(k).fill_null(fill[k]) if k in fill else k for k in _BED6[:width])
     text = rows.write_csv(include_header=False, separator="\t", quote_style="never").encode()
     packed_text = Path(path).suffix == ".gz"
     with atomic_file(Path(path), overwrite, seeks=packed_text) as file:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,6 @@ from megabase.genome.store import Genome
 
 if TYPE_CHECKING:
     from pysam import VariantFile
-
 
 _BASES = frozenset("ACGTacgt")  # what a model can read as an allele
 _IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)  # what VCF allows in REF
@@ -109,14 +110,10 @@ class VcfRecord:
 
 def is_bcf(path: Path) -> bool:
     """Whether a file is BCF; of a missing or damaged file False, its reader says what is wrong."""
-    import gzip
-    import zlib
-
     try:
         with path.open("rb") as raw:
-            if raw.peek(3)[:2] != b"\x1f\x8b":
-                return raw.read(3) == b"BCF"
-            return gzip.GzipFile(fileobj=raw).read(3) == b"BCF"
+            packed = raw.peek(3)[:2] == b"\x1f\x8b"
+            return (gzip.GzipFile(fileobj=raw) if packed else raw).read(3) == b"BCF"
     except (OSError, EOFError, zlib.error):
         return False
 
@@ -169,17 +166,6 @@ def read_vcf_header(path: str | Path) -> list[str]:
     )
 
 
-def float_info_keys(header: Sequence[str]) -> list[str]:
-    """Give the INFO keys that hold one number for a record, or one for each alternative allele."""
-    found = []
-    for line in header:
-        match = re.match(r"##INFO=<(.*)>\s*$", line)
-        fields = dict(re.findall(r"(\w+)=([^,\"]+|\"[^\"]*\")", match[1])) if match else {}
-        if fields.get("Type") == "Float" and fields.get("Number") in ("1", "A") and "ID" in fields:
-            found.append(fields["ID"])
-    return found
-
-
 def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRecord]:
     """Stream the records of a VCF (plain, gzip, bgzip) or BCF file, in file order.
 
@@ -193,18 +179,17 @@ def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRe
         if text.startswith("#") or not text.strip():
             continue
         fields = tuple(text.split("\t", _SITES)[:_SITES] if sites else text.split("\t"))
+        contig, position, _, ref, alt = fields[:5] if len(fields) >= _SITES else ("",) * 5
+        wrong = ""
         if len(fields) < _SITES:
-            raise InputError(
-                f"{path}, {unit} {number:,}: expected 8 columns or more separated by tabs, found "
-                f"{len(fields)}: {text[:60]!r}"
-            )
-        contig, position, _, ref, alt = fields[:5]
-        if not contig.strip():
-            raise InputError(f"{path}, {unit} {number:,}: the first column, the contig, is empty")
-        if not re.fullmatch(r"-?[0-9]+", position) or len(position) > _LONGEST_POSITION:
-            raise InputError(
-                f"{path}, {unit} {number:,}: POS must be a whole number, found {position[:40]!r}"
-            )
+            found = f"{len(fields)}: {text[:60]!r}"
+            wrong = f"expected 8 columns or more separated by tabs, found {found}"
+        elif not contig.strip():
+            wrong = "the first column, the contig, is empty"
+        elif not re.fullmatch(r"-?[0-9]+", position) or len(position) > _LONGEST_POSITION:
+            wrong = f"POS must be a whole number, found {position[:40]!r}"
+        if wrong:
+            raise InputError(f"{path}, {unit} {number:,}: {wrong}")
         alts = () if alt == "." else tuple(alt.split(","))
         yield VcfRecord(number, fields, contig, zero_based(int(position)), ref, alts)
 
@@ -228,9 +213,7 @@ def checked_records(
         compared += reason in (None, "NO_ALT", "REF_MISMATCH")
         mismatches += reason == "REF_MISMATCH"
         yield record, contig, reason
-    if store is None or advice is None:
-        return
-    if mismatches > max(_ONE, _MANY * compared):
+    if store and advice is not None and mismatches > max(_ONE, _MANY * compared):
         raise InputError(
             f"{path}: REF differs from genome {store.name!r} in {mismatches:,} of {compared:,} "
             f"records; is the file made for another assembly? Use its genome{advice}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megabase.data.augment import codes_to_ids, is_base, is_soft_masked, reverse_complement_codes
+from megabase.data.augment import codes_to_ids, reverse_complement_codes
 from megabase.data.hashing import FIRST, GOLDEN, SECOND
 from megabase.data.vocabulary import MASK_ID, N_ID, PAD_ID, SEP_ID, VOCABULARY_SIZE
 from megabase.errors import InputError
@@ -28,9 +28,10 @@ def _code_weights(
 
     Upper-case A, C, G, T weigh 1, lower-case ones `soft_mask_weight`.
     """
-    weights = torch.where(is_soft_masked(codes), soft_mask_weight, 1.0)
-    others = torch.where((codes & alphabet.BASE_BITS) == alphabet.N, n_weight, padding_weight)
-    return torch.where(is_base(codes), weights, others).float()
+    bases = codes & alphabet.BASE_BITS
+    weights = torch.where((codes & alphabet.SOFT_MASK) != 0, soft_mask_weight, 1.0)
+    others = torch.where(bases == alphabet.N, n_weight, padding_weight)
+    return torch.where(bases <= alphabet.T, weights, others).float()
 
 
 class _OfTokens:
@@ -228,7 +229,7 @@ class MaskedLM(_OfTokens):
         was hidden.
         """
         codes = _oriented_codes(batch)
-        ids, bases = codes_to_ids(codes), is_base(codes)
+        ids, bases = codes_to_ids(codes), (codes & alphabet.BASE_BITS) <= alphabet.T
         if self.n_as_padding:
             ids = torch.where(ids == N_ID, PAD_ID, ids)
         eligible = torch.ones_like(bases) if self.replacements == "published" else bases

@@ -14,16 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import ReportError
+from megabase.evaluate.metrics import confusion
 from megabase.genome.files import write_whole
 from megabase.report.page import document, figure, section, table
 from megabase.report.plots import draw_lengths
 from megabase.report.style import (
     LINE_STYLES,
-    Draw,
     Size,
     Theme,
     as_svg,
-    axes_between,
     padded,
     require_matplotlib,
     shortened,
@@ -60,7 +59,12 @@ def write_benchmark_page(output: Path, lines: Sequence[Record], describe: Descri
     ]
     measured = [line for line in lines if line["length"] is not None]
     if len({line["length"] for line in measured}) > 1:
-        draw = _lengths(measured)
+        series: dict[str, list[tuple[int, float, float | None]]] = {}
+        for line in measured:
+            point = (line["length"], line["mean"], line["spread"])
+            series.setdefault(str(line["model"]), []).append(point)
+        axis = ("bases of a sequence", str(measured[0]["metric"]))
+        draw = partial(draw_lengths, series, axis)
         write_whole(output / "lengths.svg", as_svg(draw))
         what = "; ".join(f"{i['model']} at {i['length']:,}: {i['mean']:.3f}" for i in measured)
         text = "The metric against the length of the sequences; lines across points are the spread."
@@ -73,22 +77,10 @@ def write_benchmark_page(output: Path, lines: Sequence[Record], describe: Descri
     return path
 
 
-def _lengths(lines: Sequence[Record]) -> Draw:
-    series: dict[str, list[tuple[int, float, float | None]]] = {}
-    for line in lines:
-        point = (line["length"], line["mean"], line["spread"])
-        series.setdefault(str(line["model"]), []).append(point)
-    return partial(draw_lengths, series, ("bases of a sequence", str(lines[0]["metric"])))
-
-
 def _task_parts(output: Path, lines: Sequence[Record], describe: Describe) -> list[str]:
-    parts = [
-        figure(
-            partial(_draw_bars, lines),
-            "; ".join(f"{line['model']} {line['mean']:.3f}" for line in lines),
-            f"{lines[0]['metric']} of every model on the test rows.",
-        )
-    ]
+    said = "; ".join(f"{line['model']} {line['mean']:.3f}" for line in lines)
+    text = f"{lines[0]['metric']} of every model on the test rows."
+    parts = [figure(partial(_draw_bars, lines), said, text)]
     head, rows, notes = describe(str(lines[0]["suite"]), str(lines[0]["task"]))
     parts.append(table(head, rows))
     parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
@@ -106,9 +98,7 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe) -> li
     best = max(known, key=lambda item: item[0]["mean"], default=None)
     if best is not None and best[2].ndim == 1 and 2 <= len(best[3]) <= _MOST_CLASSES:
         line, outputs, labels, classes = best
-        count = len(classes)
-        pairs = labels * count + outputs.argmax(axis=1)
-        counts = np.bincount(pairs, minlength=count * count).reshape(count, count)
+        counts = confusion(outputs, labels)
         what = f"Confusion matrix of {line['model']}"
         text = f"{what}, first run: truth down, answer across."
         parts.append(figure(partial(_draw_confusion, counts, classes), what, text))
@@ -140,15 +130,13 @@ def _draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size
     shown = [line for line in lines if not math.isnan(line["mean"])][::-1]
     widest = max((len(line["model"]) for line in shown), default=1)
     left = min(0.64 * size.text * widest + 16, 0.45 * size.width)
-    bottom, top = 3.6 * size.text, 8.0
-    axes = axes_between(figure, size, left, bottom, 4.5 * size.text, top)
+    axes = size.axes(figure, left, 3.6 * size.text, 4.5 * size.text, 8.0)
     for place, line in enumerate(shown):
         color = theme.baseline if str(line["model"]).startswith("kmer") else theme.model
         axes.barh(place, line["mean"], height=0.6, color=color, alpha=0.85)
         if line["spread"] is not None:
-            axes.errorbar(
-                line["mean"], place, xerr=line["spread"], color=theme.ink, capsize=3, linewidth=1.2
-            )
+            axes.errorbar(line["mean"], place, xerr=line["spread"], color=theme.ink, capsize=3,
+                          linewidth=1.2)  # fmt: skip
         if line["published"] is not None:
             axes.plot(line["published"], place, marker="D", color=theme.ink, markersize=5,
                       fillstyle="none")  # fmt: skip
@@ -161,8 +149,7 @@ def _draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size
     axes.set_yticks(range(len(shown)), names)
     if not shown:
         axes.text(0.5, 0.5, "no model has a result", transform=axes.transAxes, ha="center")
-    values = [line["mean"] for line in shown]
-    values += [line["published"] for line in shown if line["published"] is not None]
+    values = [line[key] for line in shown for key in ("mean", "published") if line[key] is not None]
     low, _ = padded(values, 0.1) if values else (0.0, 1.0)
     # Bars start at zero unless all of them are far above it.
     axes.set_xlim(max(0.0, math.floor(low * 10 - 1) / 10) if low > 0.5 else min(0.0, low), None)
@@ -172,29 +159,21 @@ def _draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size
 
 
 def _binary_curves(scores: _Values, labels: npt.NDArray[Any]) -> dict[str, tuple[_Values, _Values]]:
-    """Give (x, y) of the ROC and precision-recall curves, one point for each distinct score.
-
-    `scores` (n,) are larger for likelier positives, which have label 1.
-    """
-    order = np.argsort(-scores, kind="stable")
-    positive = (labels[order] == 1).astype(np.float64)
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    true = np.cumsum(positive)[last]
-    false = last + 1 - true
-    total = positive.sum()
-    recall = true / max(total, 1.0)
+    """Give (x, y) of the ROC and precision-recall curves, one point for each distinct score."""
+    _, place = np.unique(-scores, return_inverse=True)
+    sides = ((labels == 1) == side for side in (False, True))
+    false, true = (np.cumsum(np.bincount(place.reshape(-1), weights=own)) for own in sides)
+    recall = true / max(true[-1], 1.0)
     return {
-        "roc": (np.append(0.0, false / max(len(labels) - total, 1.0)), np.append(0.0, recall)),
+        "roc": (np.append(0.0, false / max(false[-1], 1.0)), np.append(0.0, recall)),
         "pr": (recall, true / (true + false)),
     }
 
 
 def _draw_curves(
-    series: Sequence[tuple[str, _Values, npt.NDArray[Any]]],
-    figure: Figure,
-    theme: Theme,
+    series: Sequence[tuple[str, _Values, npt.NDArray[Any]]], figure: Figure, theme: Theme,
     size: Size,
-) -> None:
+) -> None:  # fmt: skip
     """Draw ROC and precision-recall curves of (model, scores (n,), labels (n,)), side by side."""
     side_by_side = size.width > size.height * 1.5
     grid = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
@@ -209,11 +188,8 @@ def _draw_curves(
                 x, y, LINE_STYLES[number % 4], label=shown_name(model), color=color, linewidth=1.5,
                 alpha=1.0 - 0.12 * (number % 5),
             )  # fmt: skip
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=names[kind][0], ylabel=names[kind][1])
         axes.grid()
-        axes.set_xlabel(names[kind][0])
-        axes.set_ylabel(names[kind][1])
     np.ravel(grid)[0].legend(frameon=False, loc="lower right", fontsize=size.text - 3)
 
 
@@ -231,9 +207,8 @@ def _draw_confusion(
     several = len(names) > 3
     bottom = (0.36 * max(map(len, names)) + 3.2 if several else 3.6) * size.text
     side = min(size.width - left - 10, size.height - bottom - 0.6 * size.text)
-    axes = figure.add_axes(
-        (left / size.width, bottom / size.height, side / size.width, side / size.height)
-    )
+    right, top = size.width - left - side, size.height - bottom - side
+    axes = size.axes(figure, left, bottom, right, top)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     colors = LinearSegmentedColormap.from_list("share", [theme.faint, theme.model])
     axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
@@ -244,8 +219,7 @@ def _draw_confusion(
     turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if several else {}
     axes.set_xticks(range(len(names)), names, **turn)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("answer")
-    axes.set_ylabel("truth")
+    axes.set(xlabel="answer", ylabel="truth")
 
 
 def _draw_points(picture: Record, figure: Figure, theme: Theme, size: Size) -> None:
@@ -262,8 +236,7 @@ def _draw_points(picture: Record, figure: Figure, theme: Theme, size: Size) -> N
         label = shown_name(name, 24 if wide else 16) if number < most else None
         axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colors(number % colors.N), label=label)
     rest = len(picture["classes"]) - most
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.spines["bottom"].set_visible(False)
     axes.legend(
         frameon=False, loc="center left" if wide else "upper center", handletextpad=0.2,

@@ -12,26 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError, ReportError
-from megabase.report.style import (
-    LIGHT,
-    WIDE,
-    check_picture,
-    picture,
-    shortened,
-    shown_name,
-)
+from megabase.report.style import LIGHT, WIDE, check_picture, picture, shortened, shown_name
 
 MAPS = ("auto", "umap", "tsne", "pca")
 """Methods of the map; auto takes the first that is installed."""
-_COLORS = (
-    "#1a56c4", "#d9820b", "#2f9e44", "#c92a2a", "#7048a8", "#0f8b8d", "#b5588e", "#7a6a00",
-    "#5a6b7b", "#9c4a1a",
-)  # fmt: skip
+_COLORS = ("#1a56c4", "#d9820b", "#2f9e44", "#c92a2a", "#7048a8", "#0f8b8d", "#b5588e", "#7a6a00",
+           "#5a6b7b", "#9c4a1a")  # fmt: skip
 """Ten that can be told apart on white, also side by side."""
-_MOST = 5_000
-"""Points of a map: more cover one another, and t-SNE takes minutes."""
+_MOST = 5_000  # points of a map: more cover one another, and t-SNE takes minutes
 
-Floats = npt.NDArray[np.floating[Any]]
+_Floats = npt.NDArray[np.floating[Any]]
 
 
 def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False) -> None:
@@ -49,7 +39,7 @@ def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False)
         raise MissingDependencyError("scikit-learn", "suites", "t-SNE")
 
 
-def _project(vectors: Floats, how: str, seed: int) -> tuple[Floats, str]:
+def _project(vectors: _Floats, how: str, seed: int) -> tuple[_Floats, str]:
     """Lay vectors (n, width) out in the plane: (n, 2), and what was done, for the axis."""
     if how == "auto":
         how = "umap" if find_spec("umap") else "tsne" if find_spec("sklearn") else "pca"
@@ -73,7 +63,7 @@ def _project(vectors: Floats, how: str, seed: int) -> tuple[Floats, str]:
     return layout.fit_transform(np.asarray(vectors, dtype=np.float32)), "t-SNE"
 
 
-def _nearest(vectors: Floats) -> npt.NDArray[np.int64]:
+def _nearest(vectors: _Floats) -> npt.NDArray[np.int64]:
     """Give the nearest other vector of each by cosine distance, int64 (n,)."""
     unit = np.asarray(vectors, dtype=np.float32)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
@@ -83,15 +73,9 @@ def _nearest(vectors: Floats) -> npt.NDArray[np.int64]:
 
 
 def save_embedding_plot(
-    path: Path,
-    vectors: Floats,
-    labels: Sequence[str] | None = None,
-    *,
-    title: str,
-    how: str = "auto",
-    seed: int = 0,
-    overwrite: bool = False,
-) -> float | None:
+    path: Path, vectors: _Floats, labels: Sequence[str] | None = None, *, title: str,
+    how: str = "auto", seed: int = 0, overwrite: bool = False,
+) -> float | None:  # fmt: skip
     """Draw the map of embeddings; a thin line joins each point to its nearest neighbor.
 
     Neighbors are those of the full vectors, not of the map, so the lines show what it tears apart.
@@ -123,9 +107,8 @@ def save_embedding_plot(
                 edgecolors=LIGHT.background, label=f"{shown_name(label, 20)} ({len(members):,})",
             )  # fmt: skip
         figure.suptitle(shortened(title, 470, WIDE.text), x=0.02, ha="left", fontsize=WIDE.text)
+        axes.set(xticks=[], yticks=[])
         axes.set_xlabel(name, loc="left")
-        axes.set_xticks([])
-        axes.set_yticks([])
         axes.spines["bottom"].set_visible(False)
         if labels is not None:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -12,9 +12,7 @@ import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from html import escape
-from importlib import resources
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,8 +28,7 @@ from megabase.report.page import definitions, document, section, statistics
 
 Floats = npt.NDArray[np.floating[Any]]
 
-_STEPS = 65_534
-"""Largest step of a number packed into 16 bits; one more stands for no value."""
+_STEPS = 65_534  # largest step of a number packed into 16 bits; one more stands for no value
 _NOTHING = 65_535
 """Packed for what is not finite: the one number of 16 bits that _STEPS leaves over."""
 
@@ -71,11 +68,9 @@ class Track:
     height: int = 64
 
     def _record(self, order: int) -> dict[str, Any]:
-        segments = [segment._replace(values=_pack(segment.values)) for segment in self.segments]
-        return {
-            **vars(self), "kind": "signal" if segments else "features", "order": order,
-            "segments": [segment._asdict() for segment in segments],
-        }  # fmt: skip
+        segments = [one._asdict() | {"values": _pack(one.values)} for one in self.segments]
+        kind = "signal" if segments else "features"
+        return {**vars(self), "kind": kind, "order": order, "segments": segments}
 
 
 @dataclass(frozen=True)
@@ -169,56 +164,54 @@ class GenomePage:
     numbers: list[tuple[str, str, str]] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
 
+    def html(self) -> str:
+        """Make the page, without any reference to other files or hosts."""
+        logos = [logo._record() for logo in self.logos]
+        content = {
+            "genome": {"name": self.store.name, "fasta": self._fasta_uri()},
+            "contigs": len({region.contig for region in self.regions}),
+            "locus": str(self.regions[0]).replace(",", ""),
+            "tracks": [track._record(order) for order, track in enumerate(self.tracks, start=1)],
+            "logos": [logo for logo in logos if logo["row"] is None],
+            "variant_logos": [logo for logo in logos if logo["row"] is not None],
+            "overlays": [
+                one._asdict() | {"ref": _pack(one.ref), "alt": _pack(one.alt)}
+                for one in self.overlays
+            ],
+            "table": None,
+        }
+        if self.columns:
+            columns, rows = ([one._asdict() for one in part] for part in (self.columns, self.rows))
+            content["table"] = {"columns": columns, "rows": rows}
+        text = json.dumps(without_nan(content), separators=(",", ":"))
+        # Inside a script element "<" could end it or begin a comment; JSON can write it otherwise.
+        data = text.replace("<", "\\u003c")
+        return document(
+            f"{self.title} - megabase",
+            [
+                f'<header><p class="kicker">megabase genome page</p><h1>{escape(self.title)}</h1>'
+                f'<p class="lead">{escape(self.lead)}</p></header>',
+                statistics(self.numbers) if self.numbers else "",
+                '<div id="browser" class="browser" aria-label="genome browser"></div>',
+                '<div id="logos" class="panel" aria-live="polite"></div>' if logos else "",
+                _table(self.columns, self.rows) if self.columns else "",
+                section("What this was made from", [definitions(self.facts)]) if self.facts else "",
+                f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT license). "
+                "This page asks no other host.</footer>",
+                f'<script type="application/json" id="page-data">{data}</script>',
+            ],
+            styles=["browser.css"],
+            scripts=["igv.min.js", "browser.js"],
+        )
 
-def build_genome_page(page: GenomePage) -> str:
-    """Make the page: HTML without any reference to other files or hosts."""
-    logos = [logo._record() for logo in page.logos]
-    content = {
-        "genome": {"name": page.store.name, "fasta": _fasta_uri(page)},
-        "contigs": len({region.contig for region in page.regions}),
-        "locus": str(page.regions[0]).replace(",", ""),
-        "tracks": [track._record(order) for order, track in enumerate(page.tracks, start=1)],
-        "logos": [logo for logo in logos if logo["row"] is None],
-        "variant_logos": [logo for logo in logos if logo["row"] is not None],
-        "overlays": [
-            one._replace(ref=_pack(one.ref), alt=_pack(one.alt))._asdict() for one in page.overlays
-        ],
-        "table": None,
-    }
-    if page.columns:
-        columns, rows = ([one._asdict() for one in part] for part in (page.columns, page.rows))
-        content["table"] = {"columns": columns, "rows": rows}
-    text = json.dumps(without_nan(content), separators=(",", ":"), allow_nan=False)
-    # Inside a script element "<" could end it or begin a comment; JSON can write it otherwise.
-    data = text.replace("<", "\\u003c")
-    return document(
-        f"{page.title} - megabase",
-        [
-            f'<header><p class="kicker">megabase genome page</p><h1>{escape(page.title)}</h1>'
-            f'<p class="lead">{escape(page.lead)}</p></header>',
-            statistics(page.numbers) if page.numbers else "",
-            '<div id="browser" class="browser" aria-label="genome browser"></div>',
-            '<div id="logos" class="panel" aria-live="polite"></div>' if logos else "",
-            _table(page.columns, page.rows) if page.columns else "",
-            section("What this was made from", [definitions(page.facts)]) if page.facts else "",
-            f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT license). "
-            "This page asks no other host.</footer>",
-            f'<script type="application/json" id="page-data">{data}</script>',
-        ],
-        styles=_asset("browser.css"),
-        scripts=[_asset("igv.min.js"), _asset("browser.js")],
-    )
-
-
-def _fasta_uri(page: GenomePage) -> str:
-    """Give the sequence as a data URI; "@len" tells igv.js that a record is a part of a contig."""
-    text = "".join(
-        f">{region.contig}:{one_based(region.start)}-{region.end} "
-        f"@len={page.store.contig(region.contig).length}\n{decode(page.store.fetch(region))}\n"
-        for region in sorted(page.regions)
-    )
-    packed = gzip.compress(text.encode(), mtime=0)
-    return "data:application/gzip;base64," + base64.b64encode(packed).decode()
+    def _fasta_uri(self) -> str:  # "@len" tells igv.js that a record is a part of a contig
+        text = "".join(
+            f">{region.contig}:{one_based(region.start)}-{region.end} "
+            f"@len={self.store.contig(region.contig).length}\n{decode(self.store.fetch(region))}\n"
+            for region in sorted(self.regions)
+        )
+        packed = gzip.compress(text.encode(), mtime=0)
+        return "data:application/gzip;base64," + base64.b64encode(packed).decode()
 
 
 def _table(columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
@@ -229,8 +222,7 @@ def _table(columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
     )
     numbers = [(n, one) for n, one in enumerate(columns) if one.kind == "number"]
     numbers.sort(key=lambda pair: pair[1].minor)  # scores first
-    names = [column.name for column in columns]
-    controls = ""
+    names, controls = [column.name for column in columns], ""
     if "consequence" in names:
         found = {row.cells[names.index("consequence")] for row in rows}
         choices = _options([(term, term) for term in SEVERITY if term in found])
@@ -266,8 +258,3 @@ def _table(columns: Sequence[Column], rows: Sequence[TableRow]) -> str:
 
 def _options(pairs: Sequence[tuple[object, str]]) -> str:
     return "".join(f'<option value="{value}">{escape(name)}</option>' for value, name in pairs)
-
-
-@cache
-def _asset(name: str) -> str:
-    return resources.files("megabase.report").joinpath("assets", name).read_text(encoding="utf-8")

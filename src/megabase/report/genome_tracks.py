@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from megabase.genome.interval import Interval, one_based, union
 from megabase.genome.signal import BEDGRAPH, BIGWIG, Signal
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
-from megabase.genome.vcf import float_info_keys, read_vcf_header
+from megabase.genome.vcf import read_vcf_header
 from megabase.report.genome_page import Column, Feature, Segment, TableRow, Track
 
 _ENDINGS = {
@@ -29,22 +30,19 @@ _ENDINGS = {
 
 _TEXTS = {"MB_REASON": "reason", "MB_CONSEQUENCE": "consequence", "MB_GENE": "gene"}
 """INFO fields of megabase variants that are text: why an allele has no score, what it does."""
-_VARIANT_COLUMNS = (
-    "contig", "start", "end", "ref", "alt", "id", "record", "qual", "filter", *_TEXTS.values(),
-)  # fmt: skip
+_PLACE = ("contig", "start", "end")  # of all frames
+_VARIANT_COLUMNS = (*_PLACE, "ref", "alt", "id", "record", "qual", "filter", *_TEXTS.values())
 """Columns of a frame of variants before its scores."""
 _GENES = ("gene", "pseudogene", "ncRNA_gene")
 """Types of GFF rows that are drawn as a gene (Ensembl and RefSeq)."""
 _PARTS = ("exon", "CDS")
 """Types of rows drawn as thick parts of a gene; the second where the first is missing."""
-_TRANSCRIPTS = (
-    "mRNA", "transcript", "ncRNA", "rRNA", "tRNA", "snoRNA", "snRNA", "lnc_RNA",
-    "primary_transcript",
-)  # fmt: skip
+_TRANSCRIPTS = ("mRNA", "transcript", "ncRNA", "rRNA", "tRNA", "snoRNA", "snRNA", "lnc_RNA",
+                "primary_transcript")  # fmt: skip
 """Types of rows that join parts to their gene."""
 
 
-def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
+def _track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
     """Give what a file of a track is, by its ending: one of `kinds`, or any; else a ReportError."""
     name = Path(path).name.lower()
     plain = name.removesuffix(".gz").removesuffix(".bgz")
@@ -68,6 +66,7 @@ def genes_track(
     A gene without exons has its coding parts. `strict` refuses rows that are not on the genome,
     which are left out otherwise.
     """
+    _track_kind(path, ["genes"])
     keys = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene")
     kinds = (*_GENES, *_TRANSCRIPTS, *_PARTS)
     frame = read_gff(path, store, attributes=keys, types=kinds, strict=strict)
@@ -91,32 +90,25 @@ def genes_track(
     for mother, both in parts.items():
         found.setdefault(owner.get(mother, mother), set()).update(both["exon"] or both["CDS"])
     features = [
-        Feature(
-            row["contig"], row["start"], row["end"], row["label"], row["strand"],
-            union(found.get(key, ())),
-        )
+        Feature(*(row[k] for k in _PLACE), row["label"], row["strand"], union(found.get(key, ())))
         for key, row in genes.items()
-    ]  # fmt: skip
-    features.sort(key=lambda f: (f.contig, f.start, f.end))
+    ]
+    features.sort(key=lambda f: f[:3])
     return Track(name, tuple(features), color="#3b5b7a", height=60)
 
 
 def _bed_track(
     path: str, name: str, store: Genome, places: Sequence[Interval], *, strict: bool = False
 ) -> Track:
-    """Read the rows of a BED file that share a base with one of the regions."""
     frame = read_bed(path, store, strict=strict)
     features = tuple(
-        Feature(
-            row["contig"], row["start"], row["end"], row.get("name") or "", row.get("strand") or "."
-        )
+        Feature(*(row[k] for k in _PLACE), row.get("name") or "", row.get("strand") or ".")
         for row in frame.filter(_on(places, store, frame)).iter_rows(named=True)
     )
     return Track(name, features, color="#2f7d4f", height=50)
 
 
 def _signal_track(path: str, name: str, store: Genome, places: Sequence[Interval]) -> Track:
-    """Read the numbers of a bigWig or bedGraph file along regions; some bases may have none."""
     signal = Signal(path, store)
     segments = tuple(
         Segment(place.contig, place.start, signal.values(place.contig, place.start, place.end))
@@ -142,7 +134,7 @@ def read_track(
     label = name or Path(path).name.removesuffix(".gz").rpartition(".")[0] or path
     if not Path(path).is_file():
         raise ReportError(f"there is no track {path}")
-    kind = track_kind(path)
+    kind = _track_kind(path)
     if kind in ("bigwig", "bedgraph"):
         track = _signal_track(path, label, store, regions)
     else:
@@ -152,13 +144,9 @@ def read_track(
 
 
 def read_variants(
-    path: str | Path,
-    store: Genome,
-    region: Interval | None = None,
-    *,
-    info: Sequence[str] = (),
+    path: str | Path, store: Genome, region: Interval | None = None, *, info: Sequence[str] = (),
     strict: bool = False,
-) -> pl.DataFrame:
+) -> pl.DataFrame:  # fmt: skip
     """Read the alleles of a VCF file with numbers from its INFO fields.
 
     Columns: contig, start, end (0-based half-open), ref, alt, id, record, qual, filter, reason (why
@@ -166,7 +154,7 @@ def read_variants(
     with a number for each allele when empty). A `region` leaves out what does not lie inside it; a
     :class:`ReportError` when no variant is left.
     """
-    keys = list(info) or float_info_keys(read_vcf_header(path))
+    keys = list(info) or _float_info_keys(read_vcf_header(path))
     frame = read_vcf(path, store, info=[*keys, *_TEXTS], strict=strict)
 
     def of_allele(key: str) -> pl.Expr:
@@ -182,11 +170,8 @@ def read_variants(
     ]
     frame = frame.with_columns(*numbers, *texts)
     if region is not None:
-        frame = frame.filter(
-            (pl.col("contig") == region.contig)
-            & (pl.col("start") >= region.start)
-            & (pl.col("end") <= region.end)
-        )
+        inside = pl.col("start") >= region.start, pl.col("end") <= region.end
+        frame = frame.filter(pl.col("contig") == region.contig, *inside)
     if not frame.height:
         raise ReportError(f"{path}: has no variant" + (" in the region" * (region is not None)))
     return frame.select(*_VARIANT_COLUMNS, *keys)
@@ -199,23 +184,16 @@ def variants_track(
     # Of what every VCF file may hold, the table has what this one does.
     optional = ("qual", "filter", *_TEXTS.values())
     given = {name for name in optional if variants[name].is_not_null().any()}
+    scores = variants.columns[len(_VARIANT_COLUMNS) :]
     columns = {
-        "contig": Column("contig"),
-        "first base": Column("position", "place"),
-        "ref": Column("ref"),
-        "alt": Column("alt"),
-        "id": Column("id", minor=True),
-        "consequence": Column("consequence"),
-        "gene": Column("gene"),
+        "contig": Column("contig"), "first base": Column("position", "place"),
+        "ref": Column("ref"), "alt": Column("alt"), "id": Column("id", minor=True),
+        "consequence": Column("consequence"), "gene": Column("gene"),
         "genes here": Column("gene", minor=True),
-        "qual": Column("qual", "number", 1, minor=True),
-        "filter": Column("filter", minor=True),
-        **{
-            key: Column(key, "number", 1 if key.endswith("_PERCENTILE") else 3)
-            for key in variants.columns[len(_VARIANT_COLUMNS) :]
-        },
+        "qual": Column("qual", "number", 1, minor=True), "filter": Column("filter", minor=True),
+        **{key: Column(key, "number", 1 if key.endswith("_PERCENTILE") else 3) for key in scores},
         "reason": Column("no score because"),
-    }
+    }  # fmt: skip
     if genes is None or "gene" in given:
         del columns["genes here"]
     for name in {*optional} - given:
@@ -232,14 +210,17 @@ def variants_track(
     return track, list(columns.values()), rows
 
 
+def _float_info_keys(header: Sequence[str]) -> list[str]:
+    """Give the INFO keys that hold one number for a record, or one for each alternative allele."""
+    found = (re.match(r"##INFO=<(.*)>\s*$", line) for line in header)
+    infos = [dict(re.findall(r"(\w+)=([^,\"]+|\"[^\"]*\")", match[1])) for match in found if match]
+    floats = [one for one in infos if one.get("Type") == "Float" and "ID" in one]
+    return [one["ID"] for one in floats if one.get("Number") in ("1", "A")]
+
+
 def _genes_at(track: Track, contig: str, start: int, end: int) -> str:
-    """Name the genes of a track that share a base with a region, with commas between."""
-    names = [
-        feature.name
-        for feature in track.features
-        if feature.contig == contig and feature.start < end and start < feature.end
-    ]
-    return ", ".join(dict.fromkeys(filter(None, names)))
+    here = [f for f in track.features if f.contig == contig and f.start < end and start < f.end]
+    return ", ".join(dict.fromkeys(feature.name for feature in here if feature.name))
 
 
 def _on(places: Sequence[Interval], store: Genome, frame: pl.DataFrame) -> pl.Series:

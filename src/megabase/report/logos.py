@@ -27,13 +27,14 @@ LETTER_COLORS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
 """The usual colors of logos: A green, C blue, G orange, T red."""
 _MOST = {
     "a logo": (400, "choose a shorter part"),
-    "a heat map": (
-        300,
-        "choose a shorter region, or draw up to 2,000 in a page with megabase report --ism",
-    ),
-}
+    "a heat map": (300, "choose a shorter region, or draw up to 2,000 in a page with megabase "
+                   "report --ism"),
+}  # fmt: skip
 """Picture -> most positions, and what to do with more: letters are thinner than a pixel beyond, and
 a heat map is wider than 36 inches."""
+
+
+_Floats = npt.NDArray[np.floating[Any]]
 
 
 def check_logo(path: Path, count: int, overwrite: bool = False, what: str = "a logo") -> None:
@@ -49,23 +50,17 @@ def check_logo(path: Path, count: int, overwrite: bool = False, what: str = "a l
     except ImportError:
         raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
     if not 0 < count <= most:
-        raise ReportError(
-            f"{path}: {what} shows 1 to {most} positions, found {count:,}; {otherwise}"
-        )
+        found = f"{count:,}; {otherwise}"
+        raise ReportError(f"{path}: {what} shows 1 to {most} positions, found {found}")
 
 
-def own_heights(bases: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    """Give each position's number (length,) to the base that stands there: (length, 4).
-
-    A position that is not A, C, G or T has no letter.
-    """
+def _own_heights(bases: str, values: _Floats) -> _Floats:
+    """Give each position's number (length,) to the base that stands there, if any: (length, 4)."""
     own = np.array(list(bases), dtype="U1")[:, None] == np.array(list("ACGT"))
     return np.where(own, np.asarray(values, dtype=float)[:, None], 0.0)
 
 
-def _draw_letters(
-    axes: Axes, letters: npt.NDArray[np.floating[Any]], first: int, ylabel: str
-) -> None:
+def _draw_letters(axes: Axes, letters: _Floats, first: int, ylabel: str) -> None:
     """Draw letters (length, 4) on axes that show exactly their positions; NaN has no letter."""
     import logomaker
     import pandas as pd
@@ -113,25 +108,21 @@ def _draw_names(axes: Axes, spans: Sequence[tuple[int, int, str]]) -> None:
 
 
 def save_logo(
-    path: Path,
-    letters: npt.NDArray[np.floating[Any]],
-    *,
-    title: str,
-    ylabel: str,
-    first: int = 1,
-    overwrite: bool = False,
-    spans: Sequence[tuple[int, int, str]] = (),
-) -> None:
-    """Draw letters (length, 4) for A, C, G, T as high as their numbers, negative ones downwards.
+    path: Path, values: _Floats, bases: str | None = None, *, title: str, ylabel: str,
+    first: int = 1, overwrite: bool = False, spans: Sequence[tuple[int, int, str]] = (),
+) -> None:  # fmt: skip
+    """Draw letters as high as their numbers, negative ones downwards.
 
-    `path` ends in ``.svg``, ``.png`` or ``.pdf``; `first` is the number of the first position.
-    `spans`, start and end (0-based half-open) and a name, are drawn above their letters. Errors are
-    those of :func:`check_logo`.
+    `values` are (length, 4) for A, C, G, T, or (length,) for the `bases` that stand there. `path`
+    ends in ``.svg``, ``.png`` or ``.pdf``; `first` is the number of the first position. `spans`,
+    start and end (0-based half-open) and a name, are drawn above their letters. Errors are those of
+    :func:`check_logo`.
     """
-    check_logo(path, len(letters), overwrite)
-    width = min(24.0, max(6.0, 0.16 * len(letters)))
+    check_logo(path, len(values), overwrite)
+    width = min(24.0, max(6.0, 0.16 * len(values)))
     with picture(path, width, 2.6, overwrite) as figure:
         axes = figure.add_subplot()
+        letters = values if bases is None else _own_heights(bases, values)
         _draw_letters(axes, letters, first, ylabel)
         if spans:
             _draw_names(axes, spans)
@@ -139,15 +130,9 @@ def save_logo(
 
 
 def save_heat_map(
-    path: Path,
-    ref: str,
-    scores: npt.NDArray[np.floating[Any]],
-    *,
-    title: str,
-    label: str,
-    first: int,
+    path: Path, ref: str, scores: _Floats, *, title: str, label: str, first: int,
     overwrite: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Draw a logo of the bases, as high as the mean loss of their substitutions, and a heat map.
 
     `scores` are float (length, 4) for A, C, G, T: 0 at the base of `ref` itself, NaN without a
@@ -173,6 +158,6 @@ def save_heat_map(
         if matrix.mask.all():
             bottom.text(0.5, 0.5, "no base has a score", transform=bottom.transAxes, ha="center",
                         va="center")  # fmt: skip
-        _draw_letters(top, own_heights(ref, -matrix.filled(np.nan).sum(1) / 3), first, "mean loss")
+        _draw_letters(top, _own_heights(ref, -matrix.filled(np.nan).sum(1) / 3), first, "mean loss")
         top.set_title(shortened(title, 55 * width, WIDE.text), loc="left")
         figure.colorbar(image, ax=[top, bottom], label=label, shrink=0.8, pad=0.01)

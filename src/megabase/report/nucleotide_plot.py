@@ -22,35 +22,28 @@ if TYPE_CHECKING:
 
 _COLORS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
 """One for each class; more classes begin again."""
-_MOST_POINTS = 4000
-"""Points of a line: about four in each pixel of the picture."""
-_BAR = 0.09
-"""Height of a bar of true classes, in units of probability."""
-_PREFIX = "p_"
-"""Beginning of the columns with a class's probability."""
+_MOST_POINTS = 4000  # points of a line: about four in each pixel of the picture
+_BAR = 0.09  # height of a bar of true classes, in units of probability
+_PREFIX = "p_"  # beginning of the columns with a class's probability
 
 
 def _read_predictions(path: Path, place: str) -> pl.DataFrame:
-    """Read the predicted bases of a contig or region (``chr1:1,001-2,000``), sorted by position.
-
-    A :class:`ReportError` when the file is missing or has no base there.
-    """
+    """Read the predicted bases of a contig or region (``chr1:1,001-2,000``), sorted by position."""
     import polars as pl
 
     if not path.is_file():
         raise ReportError(f"there is no file {path}; a run writes it with predictions=True")
     table = pl.scan_parquet(path)
-    if ":" in place:
-        where = Interval.parse(place)
+    where = Interval.parse(place) if ":" in place else None
+    chosen = table.filter(pl.col("contig") == (where.contig if where else place))
+    if where:
         inside = pl.col("position").is_between(where.start, where.end, closed="left")
-        chosen = table.filter((pl.col("contig") == where.contig) & inside).collect()
-    else:
-        chosen = table.filter(pl.col("contig") == place).collect()
+        chosen = chosen.filter(inside)
+    chosen = chosen.collect()
     if chosen.is_empty():
-        contigs = table.select("contig").unique().collect()["contig"].to_list()
-        raise ReportError(
-            f"{path} has no base of {place}; it has bases of {', '.join(sorted(contigs)[:5])}"
-        )
+        contigs = table.select("contig").unique().collect()["contig"].sort()
+        found = ", ".join(contigs[:5])
+        raise ReportError(f"{path} has no base of {place}; it has bases of {found}")
     return chosen.sort("position")
 
 
@@ -67,20 +60,23 @@ def _draw_nucleotides(table: pl.DataFrame, figure: Figure) -> None:
     axes = figure.subplots()
     for number, name in shown:
         color = _COLORS[(number - 1) % len(_COLORS)]
-        values = table[f"{_PREFIX}{name}"].to_numpy()
-        _line(axes, place, values, color, f"probability of {name}")
-        low = -_BAR * (1.4 * number)
-        _bars(axes, place, label == name, low, color, f"{name}: annotated")
-    axes.set_ylim(-_BAR * (1.4 * len(shown) + 0.4), 1.02)
-    axes.set_yticks([0, 0.5, 1])
+        _line(axes, place, table[f"{_PREFIX}{name}"].to_numpy(), color, f"probability of {name}")
+        # A bar over every run of adjacent bases of the class.
+        at = place[label == name]
+        runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []
+        axes.broken_barh(
+            [(int(run[0]) + 0.5, len(run)) for run in runs], (-_BAR * (1.4 * number), _BAR),
+            facecolors=color, alpha=0.55, label=f"{name}: annotated", linewidth=0,
+        )  # fmt: skip
+    axes.set(ylim=(-_BAR * (1.4 * len(shown) + 0.4), 1.02), yticks=[0, 0.5, 1])
     axes.axhline(0.5, color=LIGHT.faint, linewidth=1, zorder=0)
     axes.axhline(0, color=LIGHT.muted, linewidth=0.6, zorder=0)
     first, last = int(place[0]), int(place[-1]) + 1
     axes.set_xlim(first + 0.5, last + 0.5)
     position_ticks(axes, last, 0.9 * 72 * figure.get_figwidth())
-    contig = table["contig"][0]
-    axes.set_xlabel(f"position on {contig}")
-    axes.set_title(str(Interval(contig, first, last)), loc="left")
+    where = Interval(table["contig"][0], first, last)
+    axes.set_xlabel(f"position on {where.contig}")
+    axes.set_title(str(where), loc="left")
     axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
 
 
@@ -94,16 +90,6 @@ def _line(axes: Axes, place: np.ndarray, values: np.ndarray, color: str, name: s
         height = np.add.reduceat(values[part].astype(np.float64), edges) / counts
         label = name if i == 0 else None
         axes.plot(place[part][edges] + 1, height, color=color, label=label, linewidth=1.2)
-
-
-def _bars(
-    axes: Axes, place: np.ndarray, there: np.ndarray, low: float, color: str, name: str
-) -> None:
-    """Draw a bar over every run of adjacent bases of a class."""
-    at = place[there]
-    breaks = np.flatnonzero(np.diff(at) > 1) + 1
-    runs = [(int(run[0]) + 0.5, len(run)) for run in np.split(at, breaks) if len(run)]
-    axes.broken_barh(runs, (low, _BAR), facecolors=color, alpha=0.55, label=name, linewidth=0)
 
 
 def save_nucleotide_plot(

@@ -4,92 +4,45 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import cache
 from html import escape
+from importlib import resources
+from string import Template
 
 from megabase.report.style import DARK, LIGHT, NARROW, WIDE, Draw, as_svg
 
 _BREAK = 640
 """CSS pixels: below it the narrow pictures are shown, which are 350 wide and need some margin."""
 
-# One style sheet for all pages; the colors are those of the pictures.
-_CSS = f"""
-:root {{
-  color-scheme: light dark;
-  --ink: {LIGHT.ink}; --muted: {LIGHT.muted}; --faint: {LIGHT.faint};
-  --model: {LIGHT.model}; --baseline: {LIGHT.baseline}; --paper: {LIGHT.background};
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{
-    --ink: {DARK.ink}; --muted: {DARK.muted}; --faint: {DARK.faint};
-    --model: {DARK.model}; --baseline: {DARK.baseline}; --paper: {DARK.background};
-  }}
-}}
-* {{ box-sizing: border-box; }}
-html {{ -webkit-text-size-adjust: 100%; }}
-body {{
-  margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 47.5rem;
-  background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  font-variant-numeric: tabular-nums;
-}}
-.kicker {{ margin: 0; color: var(--muted); font-size: .875rem; }}
-h1 {{ margin: .25rem 0 .75rem; font-size: 1.875rem; line-height: 1.2; letter-spacing: -.015em;
-  overflow-wrap: anywhere; text-wrap: balance; }}
-h2 {{ margin: 3rem 0 .5rem; font-size: 1.25rem; line-height: 1.3; letter-spacing: -.01em; }}
-h3 {{ margin: 1.75rem 0 .25rem; font-size: 1rem; }}
-p {{ margin: .5rem 0; max-width: 42rem; }}
-.lead {{ font-size: 1.125rem; }}
-.note {{ color: var(--muted); font-size: .875rem; }}
-.stats {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
-  gap: 1rem 1.5rem; margin: 1.75rem 0 0; padding: 1.25rem 0;
-  border-block: 1px solid var(--faint); }}
-.stats div {{ display: flex; flex-direction: column-reverse; justify-content: flex-end; }}
-.stats dt {{ color: var(--muted); font-size: .875rem; line-height: 1.35; }}
-.stats dd {{ margin: 0; font-size: 1.625rem; font-weight: 600; line-height: 1.25;
-  letter-spacing: -.015em; }}
-.stats small {{ font-size: .875rem; font-weight: 400; color: var(--muted); letter-spacing: 0; }}
-.model {{ color: var(--model); }}
-figure {{ margin: 1rem 0 0; }}
-figure img {{ display: block; width: 100%; max-width: {WIDE.width}px; height: auto; }}
-figcaption {{ margin-top: .5rem; color: var(--muted); font-size: .875rem; max-width: 42rem; }}
-.scroll {{ overflow-x: auto; margin: .75rem 0; }}
-table {{ border-collapse: collapse; font-size: .9375rem; }}
-th, td {{ padding: .3rem 1.5rem .3rem 0; text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-th {{ color: var(--muted); font-weight: 400; font-size: .875rem; vertical-align: bottom; }}
-th:last-child, td:last-child {{ padding-right: 0; }}
-tbody tr {{ border-top: 1px solid var(--faint); }}
-tr.model td {{ font-weight: 600; }}
-.facts {{ display: grid; grid-template-columns: minmax(8rem, 11rem) 1fr; gap: .35rem 1.25rem;
-  margin: .75rem 0; font-size: .9375rem; }}
-.facts dt {{ color: var(--muted); }}
-.facts dd {{ margin: 0; overflow-wrap: anywhere; }}
-footer {{ margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--faint);
-  color: var(--muted); font-size: .875rem; }}
-code {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; }}
-@media (max-width: {_BREAK}px) {{
-  body {{ padding-top: 1.5rem; }}
-  h1 {{ font-size: 1.5rem; }}
-  .stats {{ grid-template-columns: 1fr 1fr; }}
-  .facts {{ grid-template-columns: 1fr; gap: 0; }}
-  .facts dd {{ margin-bottom: .6rem; }}
-  table {{ font-size: .875rem; }}
-  th, td {{ padding-right: .75rem; }}
-}}
-@media print {{ body {{ max-width: none; }} figure, tr {{ break-inside: avoid; }} }}
-"""
+
+@cache
+def _asset(name: str) -> str:
+    """Give a script or style sheet of the pages."""
+    return resources.files("megabase.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    """Give the style sheet of all pages; the colors are those of the pictures."""
+    themes = {"light": LIGHT, "dark": DARK}
+    colors = {f"{name}_{k}": v for name, one in themes.items() for k, v in asdict(one).items()}
+    return Template(_asset("page.css")).substitute(colors, wide=WIDE.width, narrow=_BREAK)
 
 
 def document(
-    title: str, parts: Iterable[str], *, styles: str = "", scripts: Sequence[str] = ()
+    title: str, parts: Iterable[str], *, styles: Sequence[str] = (), scripts: Sequence[str] = ()
 ) -> str:
-    """Put parts of HTML together as a page; `title` is plain text, scripts run at its end."""
+    """Put parts of HTML together as a page, with style sheets and scripts of the package.
+
+    `title` is plain text; scripts run at the end.
+    """
     body = "\n".join(part for part in parts if part)
     # The policy makes the promise binding: even by mistake nothing could be fetched.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     if scripts:
         policy += "; script-src 'unsafe-inline'"
-    code = "\n".join(f"<script>{script}</script>" for script in scripts)
+    code = "\n".join(f"<script>{_asset(name)}</script>" for name in scripts)
+    sheets = "".join(map(_asset, styles))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -98,7 +51,8 @@ def document(
 <meta http-equiv="Content-Security-Policy"
  content="{policy}">
 <title>{escape(title)}</title>
-<style>{_CSS}{styles}</style>
+<style>
+{_style()}{sheets}</style>
 </head>
 <body>
 {body}
@@ -114,20 +68,18 @@ def section(heading: str, parts: Iterable[str]) -> str:
     return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>"
 
 
-def statistics(items: Sequence[tuple[str, str, str]]) -> str:
+def statistics(items: Iterable[tuple[str, str, str]]) -> str:
     """Give a row of large numbers: (number, small text next to it, what it is), plain text."""
-    cells: list[str] = []
+    cells = ""
     for number, beside, what in items:
         small = f" <small>{escape(beside)}</small>" if beside else ""
-        cells.append(f"<div><dt>{escape(what)}</dt><dd>{escape(number)}{small}</dd></div>")
-    return f'<dl class="stats">{"".join(cells)}</dl>'
+        cells += f"<div><dt>{escape(what)}</dt><dd>{escape(number)}{small}</dd></div>"
+    return f'<dl class="stats">{cells}</dl>'
 
 
 def definitions(items: Iterable[tuple[str, str]]) -> str:
     """Give a list of facts: name and value, plain text; items without a value are left out."""
-    rows = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items if value
-    )
+    rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(one)}</dd>" for key, one in items if one)
     return f'<dl class="facts">{rows}</dl>'
 
 
@@ -135,13 +87,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Iterable[i
     """Give a table of plain text; the rows with a marked number are set bold."""
     chosen = set(marked)
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body: list[str] = []
+    body = ""
     for number, row in enumerate(rows):
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        body.append(f'<tr class="model">{cells}</tr>' if number in chosen else f"<tr>{cells}</tr>")
+        body += f'<tr class="model">{cells}</tr>' if number in chosen else f"<tr>{cells}</tr>"
     return (
         f'<div class="scroll"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

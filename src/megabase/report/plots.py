@@ -1,8 +1,4 @@
-"""Plots of a run and of an evaluation, as SVG text or files.
-
-They take the records of ``metrics.jsonl`` and the dictionary of an evaluation's JSON. matplotlib is
-an extra (``plots``); it draws without a display and its global state is left alone.
-"""
+"""Plots of a run and of an evaluation: of ``metrics.jsonl``, and of an evaluation's JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +20,6 @@ from megabase.report.style import (
     Size,
     Theme,
     as_svg,
-    axes_between,
     padded,
     shown_name,
 )
@@ -34,9 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = dict[str, Any]
-Values = npt.NDArray[np.float64]
-_Label = tuple[float, str, str]
-"""Height in data, text, color."""
+_Values = npt.NDArray[np.float64]
+_Label = tuple[float, str, str]  # height in data, text, color
 
 
 def save_plots(evaluation: Record, folder: Path) -> list[Path]:
@@ -45,17 +39,13 @@ def save_plots(evaluation: Record, folder: Path) -> list[Path]:
     ``evaluation-context.svg`` with a context curve, ``evaluation-baselines.svg`` with Markov
     baselines; earlier ones are replaced.
     """
-    written: list[Path] = []
-    for name, wanted, draw in (
-        ("context", bool(evaluation["context"]), draw_context_curve),
-        ("baselines", len(evaluation["baselines"]) > 1, draw_baselines),
-    ):
-        if wanted:
-            path = folder / f"evaluation-{name}.svg"
-            backed = rf'\1<rect width="100%" height="100%" fill="{LIGHT.background}"/>'
-            text = re.sub(r"(<svg[^>]*>)", backed, as_svg(partial(draw, evaluation)), count=1)
-            write_whole(path, text)
-            written.append(path)
+    draws = {"context": draw_context_curve} if evaluation["context"] else {}
+    draws |= {"baselines": draw_baselines} if len(evaluation["baselines"]) > 1 else {}
+    written = [folder / f"evaluation-{name}.svg" for name in draws]
+    for path, draw in zip(written, draws.values(), strict=True):
+        backed = rf'\1<rect width="100%" height="100%" fill="{LIGHT.background}"/>'
+        svg = as_svg(partial(draw, evaluation))
+        write_whole(path, re.sub(r"(<svg[^>]*>)", backed, svg, count=1))
     return written
 
 
@@ -80,7 +70,7 @@ def draw_learning_curve(
     validation = [r for r in known if r["kind"] == "validation"]
     tokens = np.array([r["tokens"] for r in train], float)
     steps = np.array([r["step"] for r in train], float)
-    losses: Values = np.exp([r["loss"] for r in train])
+    losses: _Values = np.exp([r["loss"] for r in train])
     axes = _add_axes(figure, size, 92 if size is WIDE else 80, "perplexity", top=48)
     axes.set_xscale("log")
     smooth = _smoothed(losses, [r["stage"] for r in train])
@@ -111,15 +101,11 @@ def draw_learning_curve(
     _label_right(axes, labels, size)
 
 
-def _smoothed(values: Values, stages: Sequence[int]) -> Values:
+def _smoothed(values: _Values, stages: Sequence[int]) -> _Values:
     """Take the running median of about a tenth of the points, within each stage."""
-    half = max(2, len(values) // 20)
-    place = np.asarray(stages)
-    out = np.empty_like(values)
-    for i in range(len(values)):
-        near = slice(max(0, i - half), i + half + 1)
-        out[i] = np.median(values[near][place[near] == place[i]])
-    return out
+    half, place = max(2, len(values) // 20), np.asarray(stages)
+    parts = [slice(max(0, i - half), i + half + 1) for i in range(len(values))]
+    return np.array([np.median(values[p][place[p] == place[i]]) for i, p in enumerate(parts)])
 
 
 def _bands(axes: Axes, train: Sequence[Record], theme: Theme, size: Size) -> None:
@@ -162,8 +148,7 @@ def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: S
         context, found, yerr=errors, color=theme.model, marker="o", markersize=5, capsize=0,
         elinewidth=1.2,
     )  # fmt: skip
-    heights = [*(v - e for v, e in zip(found, errors, strict=True)),
-               *(v + e for v, e in zip(found, errors, strict=True))]  # fmt: skip
+    heights = [v + e * sign for v, e in zip(found, errors, strict=True) for sign in (-1, 1)]
     labels: list[_Label] = [(found[-1], _model_label(found[-1], size), theme.model)]
     baseline = best_baseline(evaluation, "context_measure")
     if baseline is not None:
@@ -171,12 +156,10 @@ def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: S
         axes.axhline(value, color=theme.baseline, linewidth=1.4, linestyle=(0, (4, 3)))
         labels.append((value, _baseline_label(baseline["name"], value, size), theme.baseline))
         heights.append(value)
-    axes.set_ylim(*padded(heights))
-    axes.set_xlim(context[0] / 1.15, context[-1] * 1.15)
+    axes.set(ylim=padded(heights), xlim=(context[0] / 1.15, context[-1] * 1.15))
     step = 1 if len(context) <= (10 if size is WIDE else 5) else 2
-    axes.set_xticks(context[::-step][::-1])
+    axes.set(xticks=context[::-step][::-1], xlabel="context before the base (bases)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
-    axes.set_xlabel("context before the base (bases)")
     _label_right(axes, labels, size)
 
 
@@ -204,21 +187,16 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
     shown = [4.0, model]
     orders: list[int] = []
     lines: list[tuple[str, list[float]]] = []
-    for fitted in (False, True):
-        baselines = [
-            f for f in evaluation["baselines"] if f["order"] is not None and f["fitted"] is fitted
-        ]
+    hollow = {"marker": "D", "markerfacecolor": theme.background, "linewidth": 1.2}
+    styles: dict[str, Any] = {"fixed rate": {"marker": "o"}, "fitted rates": hollow}
+    for fitted, (kind, style) in enumerate(styles.items()):
+        markov = (one for one in evaluation["baselines"] if one["order"] is not None)
+        baselines = [one for one in markov if one["fitted"] == bool(fitted)]
         if not baselines:
             continue
         orders = [baseline["order"] for baseline in baselines]
         values = [baseline["measure"]["perplexity_acgt"] for baseline in baselines]
-        style: dict[str, Any] = (
-            {"marker": "D", "markerfacecolor": theme.background, "linewidth": 1.2}
-            if fitted
-            else {"marker": "o"}
-        )
         axes.plot(orders, values, color=theme.baseline, markersize=4.5, **style)
-        kind = "fitted rates" if fitted else "fixed rate"
         lines.append((f"Markov, {kind}" if size is WIDE else kind, values))
         shown += [min(values), max(values)]
     # High orders that overfit may go far up; what is to be compared stays readable.
@@ -237,18 +215,15 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
                 xytext=(6 if right else -6, -3), textcoords="offset points", va="top",
                 ha="left" if right else "right", color=theme.baseline,
             )  # fmt: skip
-    axes.set_xticks([order for order in orders if order % 2 == 0])
-    axes.set_xlabel("order of the Markov model (bases of context)")
+    ticks = [order for order in orders if order % 2 == 0]
+    axes.set(xticks=ticks, xlabel="order of the Markov model (bases of context)")
     _label_right(axes, labels, size)
 
 
 def draw_lengths(
-    series: Mapping[str, Sequence[tuple[int, float, float | None]]],
-    axis: tuple[str, str],
-    figure: Figure,
-    theme: Theme,
-    size: Size,
-) -> None:
+    series: Mapping[str, Sequence[tuple[int, float, float | None]]], axis: tuple[str, str],
+    figure: Figure, theme: Theme, size: Size,
+) -> None:  # fmt: skip
     """Draw a metric against a length, one line of (length, metric, spread) for each name.
 
     `axis` names the length and the metric.
@@ -277,14 +252,12 @@ def draw_lengths(
 def _add_axes(figure: Figure, size: Size, right: float, y_label: str, top: float = 26) -> Axes:
     """Give axes with fixed margins in pixels, a light grid, and the y label lying on top."""
     left, bottom = 3.6 * size.text, 3.8 * size.text
-    axes = axes_between(figure, size, left, bottom, right, top)
+    axes = size.axes(figure, left, bottom, right, top)
     axes.grid(axis="y")
     across, along = size.width - left - right, size.height - bottom - top
     axes.text(
-        0.005 - left / across,
-        1 + (top - 16) / along,
-        y_label, transform=axes.transAxes, va="bottom", ha="left",
-        color=axes.xaxis.label.get_color(),
+        0.005 - left / across, 1 + (top - 16) / along, y_label, transform=axes.transAxes,
+        va="bottom", ha="left", color=axes.xaxis.label.get_color(),
     )  # fmt: skip
     return axes
 
@@ -294,9 +267,8 @@ def _label_right(axes: Axes, labels: Sequence[_Label], size: Size) -> None:
     low, high = axes.get_ylim()
     pixels = size.height * axes.get_position().height
     gap = 1.35 * size.text
-    wanted = sorted(
-        (pixels * (height - low) / (high - low), text, color) for height, text, color in labels
-    )
+    scale = pixels / (high - low)
+    wanted = sorted((scale * (height - low), text, color) for height, text, color in labels)
     # Upwards every label leaves room for the one below it; downwards none leaves the picture.
     half = [0.5 * gap * (text.count("\n") + 1) for _, text, _ in wanted]
     placed = [place for place, _, _ in wanted]

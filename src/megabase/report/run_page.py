@@ -27,11 +27,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class _RunRecord:
-    """Contents of a run folder: its files, and ``config.json`` of its chosen checkpoint.
-
-    That is the best checkpoint, the last one without validation; `parameters` counts its trained
-    weights, shared ones once.
-    """
+    """Contents of a run folder, and ``config.json`` of its best checkpoint, or the last."""
 
     folder: Path
     config: Record
@@ -43,12 +39,10 @@ class _RunRecord:
     checkpoint: str
 
     def of_kind(self, kind: str) -> list[Record]:
-        """Give the metrics of one kind."""
         return [record for record in self.metrics if record.get("kind") == kind]
 
 
 def _read_run(folder: str | Path) -> _RunRecord:
-    """Read a run folder; a :class:`ReportError` when it is none, damaged, or without a step yet."""
     run = Path(folder)
     if not (run / "metrics.jsonl").is_file():
         raise ReportError(
@@ -70,15 +64,9 @@ def _read_run(folder: str | Path) -> _RunRecord:
     if best is None:
         raise ReportError(f"{run} holds no checkpoint yet (neither best nor last)")
     return _RunRecord(
-        folder=run,
-        config=config,
-        data=data,
-        environment=reader.record("environment.json"),
-        metrics=tuple(metrics),
-        model=read_json(best / "config.json", ReportError),
-        parameters=reader.parameters(best),
-        checkpoint=best.resolve().name,
-    )
+        run, config, data, reader.record("environment.json"), tuple(metrics),
+        read_json(best / "config.json", ReportError), reader.parameters(best), best.resolve().name,
+    )  # fmt: skip
 
 
 def _read_evaluation(path: str | Path) -> Record:
@@ -93,12 +81,9 @@ def _read_evaluation(path: str | Path) -> Record:
 
 
 def write_run_page(
-    run: str | Path,
-    output: str | Path | None = None,
-    evaluation: str | Path | None = None,
-    *,
+    run: str | Path, output: str | Path | None = None, evaluation: str | Path | None = None, *,
     overwrite: bool = False,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write the page of a run of ``megabase pretrain`` and give its path.
 
     `output` is by default ``report.html`` in the run folder; `evaluation`, the JSON of ``megabase
@@ -116,8 +101,8 @@ def write_run_page(
 
 
 def _build_run_page(run: _RunRecord, evaluation: Record | None) -> str:
-    """Make the page of a run, without any reference to other files or hosts."""
     title = f"{_family_name(run)} on {run.data['genome']['name']}"
+    version = (evaluation or {}).get("version") or run.environment.get("megabase", "")
     measured: list[str] = []
     if evaluation is not None:
         measured = [_context(evaluation), _baselines(evaluation), _breakdown(run, evaluation)]
@@ -131,7 +116,8 @@ def _build_run_page(run: _RunRecord, evaluation: Record | None) -> str:
             *measured,
             _data_section(run),
             _settings_section(run),
-            _footer(run, evaluation),
+            f"<footer>Made by megabase {escape(str(version))} from the run folder "
+            f"<code>{escape(run.folder.name)}</code>. This page asks no other host.</footer>",
         ],
     )
 
@@ -143,7 +129,8 @@ def _verdict(run: _RunRecord, evaluation: Record | None) -> str:
             "What follows is what training itself recorded."
         )
     model, baseline = evaluation["overall"], best_baseline(evaluation)
-    kind = "held-out bases" if _held_out(run, evaluation) else "bases, not all of them held out,"
+    held = evaluation["train_overlap"] == 0 or not _same_genome(run, evaluation)
+    kind = "held-out bases" if held else "bases, not all of them held out,"
     text = (
         f"On {model['targets']:,} {kind} the model is as uncertain as if it had to choose "
         f"among {model['perplexity_acgt']:.3f} equally likely bases."
@@ -154,20 +141,17 @@ def _verdict(run: _RunRecord, evaluation: Record | None) -> str:
     name = name.replace(", fitted", " with fitted rates")
     reference = f"the best baseline, {name} ({baseline['measure']['perplexity_acgt']:.3f})"
     margin, error = baseline["margin_nats"], baseline["margin_nats_se"] or 0.0
-    if abs(margin) <= 2 * error:
-        return f"{text} That is level with {reference}."
-    if margin > 0:
-        return f"{text} That is better than {reference}."
+    if margin > 0 or abs(margin) <= 2 * error:
+        how = "level with" if abs(margin) <= 2 * error else "better than"
+        return f"{text} That is {how} {reference}."
     return (
         f"{text} That is worse than {reference}: counting k-mers in the training data predicts "
         "this DNA better than the model does."
     )
 
 
-def _held_out(run: _RunRecord, evaluation: Record) -> bool:
-    """Whether the page may call the evaluated bases held out: known to be, or another genome."""
-    same_genome = evaluation["genome_checksum"] == run.data["genome"]["sha256"]
-    return evaluation["train_overlap"] == 0 or not same_genome
+def _same_genome(run: _RunRecord, evaluation: Record) -> bool:
+    return evaluation["genome_checksum"] == run.data["genome"]["sha256"]
 
 
 def _plus_minus(measure: Record) -> str:
@@ -175,8 +159,8 @@ def _plus_minus(measure: Record) -> str:
     return "" if error is None else f"\u00b1 {error:.3f}"
 
 
-def _with_error(measure: Record, digits: int = 3) -> str:
-    return f"{measure['perplexity_acgt']:.{digits}f} {_plus_minus(measure)}".strip()
+def _with_error(measure: Record) -> str:
+    return f"{measure['perplexity_acgt']:.3f} {_plus_minus(measure)}".strip()
 
 
 def _headline(run: _RunRecord, evaluation: Record | None) -> list[tuple[str, str, str]]:
@@ -189,11 +173,9 @@ def _headline(run: _RunRecord, evaluation: Record | None) -> list[tuple[str, str
         if baseline is not None:
             value = f"{baseline['measure']['perplexity_acgt']:.3f}"
             items.append((value, "", f"best baseline: {baseline['name']}"))
-    items += [
-        (_short_number(run.parameters), "", "parameters"),
-        (_short_number(last["tokens"]), "", f"tokens seen in {duration(last['seconds'])}"),
-    ]
-    return items
+    seen = f"tokens seen in {duration(last['seconds'])}"
+    items.append((_short_number(run.parameters), "", "parameters"))
+    return [*items, (_short_number(last["tokens"]), "", seen)]
 
 
 def _learning(run: _RunRecord) -> str:
@@ -202,11 +184,8 @@ def _learning(run: _RunRecord) -> str:
         "Perplexity is exp of the mean loss over all columns of the vocabulary. Grey is training: "
         "single steps thin, their running median thick; "
     )
-    caption += (
-        "blue is the mean over the fixed validation windows, which training never reads. "
-        if validation
-        else "this run had no validation. "
-    )
+    held = "blue is the mean over the fixed validation windows, which training never reads. "
+    caption += held if validation else "this run had no validation. "
     several = len({record["length"] for record in train}) > 1
     if several:
         caption += (
@@ -235,8 +214,7 @@ def _stage_table(train: list[Record], validation: list[Record]) -> str:
             f"{math.exp(checks[-1]['loss']):.3f}" if checks else "-",
         ])  # fmt: skip
         before = last
-    head = ["stage", "length", "tokens", "time", "validation after"]
-    return table(head, rows)
+    return table(["stage", "length", "tokens", "time", "validation after"], rows)
 
 
 def _context(evaluation: Record) -> str:
@@ -245,22 +223,18 @@ def _context(evaluation: Record) -> str:
     points = evaluation["context"]
     first, last = points[0], points[-1]
     width = first["context"] - first["context_min"] + 1
-    exact = (
-        f"The {width} bases of a block see from {width - 1} bases less up to the context stated. "
-        if width > 1
-        else ""
-    )
+    least = f"from {width - 1} bases less up to the context stated"
+    exact = f"The {width} bases of a block see {least}. " if width > 1 else ""
     saved, error = last["saved_nats"] / math.log(2), (last["saved_nats_se"] or 0.0) / math.log(2)
+    meaning = (
+        f"Beyond {first['context']:,} bases more context makes no measurable difference here "
+        f"({saved:.4f} \u00b1 {error:.4f} bits a base saved)."
+    )
     if abs(saved) > 2 * error:
         meaning = (
             f"Going from {first['context']:,} to {last['context']:,} bases of context "
             f"{'saves' if saved > 0 else 'costs'} {abs(saved):.4f} \u00b1 {error:.4f} bits a base "
             "(paired)."
-        )
-    else:
-        meaning = (
-            f"Beyond {first['context']:,} bases more context makes no measurable difference here "
-            f"({saved:.4f} \u00b1 {error:.4f} bits a base saved)."
         )
     rows = [
         [f"{p['context']:,}", _with_error(p["measure"]), f"{p['saved_nats'] / math.log(2):.4f}"]
@@ -352,7 +326,7 @@ def _breakdown(run: _RunRecord, evaluation: Record) -> str:
 
 
 def _overlap_note(run: _RunRecord, evaluation: Record) -> str:
-    if evaluation["genome_checksum"] != run.data["genome"]["sha256"]:
+    if not _same_genome(run, evaluation):
         text = (
             f"The genome evaluated, {evaluation['genome']}, is not the one trained on. Whether "
             "it holds parts of the training data is not known."
@@ -369,16 +343,7 @@ def _overlap_note(run: _RunRecord, evaluation: Record) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _footer(run: _RunRecord, evaluation: Record | None) -> str:
-    version = (evaluation or {}).get("version") or run.environment.get("megabase", "")
-    return (
-        f"<footer>Made by megabase {escape(str(version))} from the run folder "
-        f"<code>{escape(run.folder.name)}</code>. This page asks no other host.</footer>"
-    )
-
-
-def _family_name(run: _RunRecord) -> str:
-    """Give the name of the model family as its paper writes it."""
+def _family_name(run: _RunRecord) -> str:  # as its paper writes it
     names = {"hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "caduceus": "Caduceus"}
     kind = str(run.model.get("model_type", "model"))
     return names.get(kind, kind)
@@ -393,7 +358,6 @@ def _short_number(value: float) -> str:
 
 
 def _data_section(run: _RunRecord) -> str:
-    """Give the section on genome and split."""
     splits, genome = run.data["splits"], run.data["genome"]
 
     def part(name: str) -> str:
@@ -407,18 +371,14 @@ def _data_section(run: _RunRecord) -> str:
     contigs, share = run.data["contigs"], run.config["data"].get("reverse_complement", 0)
     facts = {
         "genome": f"{genome['name']}, {sum(contigs.values()):,} bases in {len(contigs):,} contigs",
-        "sha256": genome["sha256"],
-        "training": part("train"),
-        "validation": part("validation"),
-        "test": part("test"),
-        "windows": str(run.data["windows"]),
+        "sha256": genome["sha256"], "training": part("train"), "validation": part("validation"),
+        "test": part("test"), "windows": str(run.data["windows"]),
         "reverse complement": f"{share:.0%} of the training windows",
-    }
+    }  # fmt: skip
     return section("Data", [definitions(facts.items())])
 
 
 def _settings_section(run: _RunRecord) -> str:
-    """Give the section on model, optimizer, time, machine and software."""
     config, optim = run.config, run.config.get("optim", {})
     last, place = run.of_kind("train")[-1], run.environment
     layers = run.model.get("n_layer") or run.model.get("num_hidden_layers")
@@ -431,12 +391,14 @@ def _settings_section(run: _RunRecord) -> str:
     named = [name for name in ("torch", "transformers", "lightning-fabric") if packages.get(name)]
     software = [f"megabase {place.get('megabase')}", f"Python {place.get('python')}"]
     software += [f"{name} {packages[name]}" for name in named]
+    tokens = config.get("global_batch_tokens")
+    batch = f"{tokens:,} tokens" if tokens else f"{config.get('global_batch', 0):,} sequences"
     facts = {
         "model": f"{_family_name(run)}, {layers} layers, width {width}"
         + (f", longest input {longest:,}" if longest else ""),
         "parameters": f"{run.parameters:,}",
         "checkpoint": run.checkpoint,
-        "steps": f"{last['step']:,} of {_batch(config)}",
+        "steps": f"{last['step']:,} of {batch}",
         "optimizer": f"AdamW, learning rate {optim.get('lr', 0):g} ({optim.get('schedule')}), "
         f"weight decay {optim.get('weight_decay', 0):g}",
         "precision": str(config.get("precision", "")),
@@ -450,9 +412,3 @@ def _settings_section(run: _RunRecord) -> str:
         + (" with changes" if commit.get("changed") else ""),
     }
     return section("Run", [definitions(facts.items())])
-
-
-def _batch(config: Record) -> str:
-    if config.get("global_batch_tokens"):
-        return f"{config['global_batch_tokens']:,} tokens"
-    return f"{config.get('global_batch', 0):,} sequences"

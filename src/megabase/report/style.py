@@ -1,7 +1,4 @@
-"""How plots look: colors, sizes, axes, labels that keep apart, and how figures become SVG or files.
-
-Every picture of a page is drawn for light and dark, wide and narrow.
-"""
+"""How plots look: colors, sizes, axes, and how figures become SVG or files."""
 
 from __future__ import annotations
 
@@ -47,6 +44,11 @@ class Size:
     height: int
     text: float
 
+    def axes(self, figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
+        """Give axes with these margins in pixels."""
+        width, height = 1 - (left + right) / self.width, 1 - (bottom + top) / self.height
+        return figure.add_axes((left / self.width, bottom / self.height, width, height))
+
 
 WIDE = Size(720, 360, 13.0)
 """Width of the text of a page."""
@@ -56,19 +58,15 @@ NARROW = Size(350, 300, 12.0)
 
 Draw = Callable[["Figure", Theme, Size], None]
 """Draws on a figure, for one page and size."""
-
 _SUFFIXES = (".svg", ".png", ".pdf")
 """Endings that figures are written with: what matplotlib writes without a display."""
-
 LINE_STYLES = ("-", "--", "-.", ":")
 """Told apart without color; all that matplotlib has by name."""
-
 # The fonts of the page around a picture, so that both look alike; the page fetches none.
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 def _settings(theme: Theme, size: Size) -> dict[str, Any]:
-    """Give matplotlib's settings for a theme and a size."""
     return {
         "svg.fonttype": "none", "svg.hashsalt": "megabase",
         "font.family": "DejaVu Sans", "font.size": size.text,
@@ -129,10 +127,8 @@ def position_ticks(axes: Axes, last: int, points: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     room = 0.8 * float(axes.xaxis.label.get_fontsize()) * (len(f"{last:,}") + 1)
-    locator = MaxNLocator(
-        nbins=int(min(12, max(1, points // room))), integer=True, steps=[1, 2, 5, 10],
-        min_n_ticks=1,
-    )  # fmt: skip
+    most = int(min(12, max(1, points // room)))
+    locator = MaxNLocator(nbins=most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
@@ -162,15 +158,6 @@ def as_svg(draw: Draw, theme: Theme = LIGHT, size: Size = WIDE) -> str:
     # The prologue names a DTD on another host, which a page that asks nobody must not do.
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     return re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2)
-
-
-def axes_between(
-    figure: Figure, size: Size, left: float, bottom: float, right: float, top: float
-) -> Axes:
-    """Give axes with these margins in pixels."""
-    width = 1 - (left + right) / size.width
-    height = 1 - (bottom + top) / size.height
-    return figure.add_axes((left / size.width, bottom / size.height, width, height))
 
 
 def padded(values: Sequence[float], least: float = 0.02) -> tuple[float, float]:

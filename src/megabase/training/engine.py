@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from megabase.data.hashing import FIRST, GOLDEN, SECOND, mix_word
-from megabase.data.loader import Prefetcher
+from megabase.data.loader import prefetched
 from megabase.errors import NotFiniteError, RunError
 from megabase.objectives.base import Batch, Objective
 from megabase.settings import OptimConfig, TrainConfig
@@ -108,7 +108,7 @@ def fit(
     unit = getattr(objective, "unit", "tokens")
     with (
         stop_signals() as stops,
-        Prefetcher(lambda request: data.batch(*request), requests) as batches,
+        prefetched(lambda request: data.batch(*request), requests) as batches,
         RunLog(log_file, total, first, console if main else None, unit, config.log) as log,
     ):
         if first >= total or _out_of_patience(progress, config):

@@ -29,7 +29,7 @@ from megabase.data.regions import Regions
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
 from megabase.evaluate.markov import train_markov
-from megabase.evaluate.variant_metrics import VARIANT_METRICS, measure_variants, numbered
+from megabase.evaluate.metrics import VARIANT_METRICS, measure_variants
 from megabase.genome.alphabet import encode
 from megabase.genome.consequences import SEVERITY, Annotation
 from megabase.genome.files import file_digest, without_nan, write_json, write_whole
@@ -111,10 +111,7 @@ def _run(
             if file.is_file():
                 records.append(json.loads(file.read_text()))
                 continue
-            found = measure_variants(
-                values, label, numbered(contigs), None if subsets is None else numbered(subsets),
-                numbered(group), config.bootstrap,
-            )  # fmt: skip
+            found = measure_variants(values, label, contigs, subsets, group, config.bootstrap)
             scored = int(np.isfinite(values).sum())
             notes = [f"{label.sum():,} of the rows are positive", *table.notes]
             if scored < len(values):

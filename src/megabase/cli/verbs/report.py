@@ -92,12 +92,11 @@ def _genome_page(args: Namespace) -> Path:
     from megabase.genome.files import file_digest
     from megabase.genome.interval import Interval
     from megabase.models.loading import load
-    from megabase.report.genome_page import GenomePage, build_genome_page
+    from megabase.report.genome_page import GenomePage
     from megabase.report.genome_tracks import (
         genes_track,
         read_track,
         read_variants,
-        track_kind,
         variants_track,
     )
 
@@ -127,7 +126,6 @@ def _genome_page(args: Namespace) -> Path:
         page.numbers.append((f"{total:,}", "", "bases shown"))
         page.facts += [("genome", store.name), ("genome sha256", store.checksum)]
         if args.genes is not None:
-            track_kind(args.genes, ["genes"])
             genes = genes_track(args.genes, "genes", store, regions, strict=args.strict)
             page.tracks.append(genes)
             page.facts.append(("genes", Path(args.genes).name))
@@ -154,7 +152,7 @@ def _genome_page(args: Namespace) -> Path:
         if variants is not None:
             page.lead = f"{page.lead} A click on a row of the table shows the variant.".lstrip()
         page.lead = page.lead or "The genome, and tracks along it."
-        write_whole(target, build_genome_page(page), args.overwrite)
+        write_whole(target, page.html(), args.overwrite)
     return target
 
 
@@ -184,7 +182,7 @@ def _expect(
         base_probabilities,
         log_likelihood,
     )
-    from megabase.genome.interval import trimmed
+    from megabase.genome.interval import shared_ends
     from megabase.report.genome_page import Logo, Overlay, Segment, Track
 
     options = {"window": args.window, "batch_tokens": args.batch_tokens}
@@ -218,13 +216,12 @@ def _expect(
         text = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
         name, found = "With the variant", view.probabilities
         page.logos.append(Logo(name, text, contig, view.start, found, "probability", view.number))
-        shared, one, other = trimmed(0, ref, alt)
+        front, back = shared_ends(ref, alt)
+        own = ref[front : len(ref) - back], alt[front : len(alt) - back]
+        before, after = view.before + ref[:front], ref[len(ref) - back :] + view.after
         page.overlays.append(
-            Overlay(
-                view.number, view.start, view.before + ref[:shared], (one, other),
-                ref[shared + len(one) :] + view.after, view.ref, view.alt,
-            )
-        )  # fmt: skip
+            Overlay(view.number, view.start, before, own, after, view.ref, view.alt)
+        )
 
 
 def _substitute(page: GenomePage, model: Loaded, args: Namespace) -> None:

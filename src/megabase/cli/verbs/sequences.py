@@ -288,7 +288,7 @@ def _draw_logo(
     import polars as pl
 
     from megabase.genome.alphabet import decode
-    from megabase.report.logos import own_heights, save_logo
+    from megabase.report.logos import save_logo
 
     frame = pl.scan_parquet(table).with_row_index("number")
     if args.logo_of is not None:
@@ -297,13 +297,13 @@ def _draw_logo(
     if not found.height:
         raise InputError(f"{table}: has no sequence named {args.logo_of!r}")
     row = found.row(0, named=True)
-    if args.logo_stack:
-        letters = np.array(row["letters"], dtype=np.float32).reshape(-1, 4)
-    else:
-        bases = next(decode(one.codes) for one in source.read() if one.name == row["name"])
-        letters = own_heights(bases, np.array(row["values"], dtype=np.float32))
     first = args.logo_from or 1
-    letters = letters[first - 1 :][: args.logo_bases or _LOGO_BASES]
+    part = slice(first - 1, first - 1 + (args.logo_bases or _LOGO_BASES))
+    if args.logo_stack:
+        bases, values = None, np.array(row["letters"], dtype=np.float32).reshape(-1, 4)
+    else:
+        bases = next(decode(one.codes) for one in source.read() if one.name == row["name"])[part]
+        values = np.array(row["values"], dtype=np.float32)
     path = Path(args.logo)
     method = (args.method or "integrated_gradients").replace("_", " ")
     title = str(row["name"])
@@ -312,8 +312,8 @@ def _draw_logo(
         named = seqlets.filter(pl.col("number") == row["number"], pl.col("motif").is_not_null())
         spans = named.select("start", "end", "motif").rows()
     save_logo(
-        path, letters, title=title, ylabel=method, first=first, overwrite=args.overwrite,
-        spans=spans,
+        path, values[part], bases, title=title, ylabel=method, first=first,
+        overwrite=args.overwrite, spans=spans,
     )  # fmt: skip
     note(f"wrote {path}")
 
