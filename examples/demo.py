@@ -20,7 +20,9 @@ import torch
 
 import megabase.models  # noqa: F401  (registers our classes with the Auto classes)
 from megabase.cli.main import main as megabase_command
-from megabase.genome import Genome, decode, read_gff, write_bed
+from megabase.genome.alphabet import decode
+from megabase.genome.store import Genome
+from megabase.genome.tables import read_gff, write_bed
 from megabase.models import load_model, load_tokenizer
 
 OUTPUT = Path("demo-output")
