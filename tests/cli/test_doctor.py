@@ -39,6 +39,19 @@ def test_a_package_that_is_missing_or_too_old_is_named(
     assert "to repair: torch" in shown
 
 
+def test_a_copy_that_is_not_installed_is_checked_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def requires(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "not installed, only on the path" in shown
+    assert "ok       Caduceus, plain" in shown
+
+
 def test_an_operator_that_computes_something_else_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megabase.errors import OperatorError
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.mamba import MambaMixer
-from megabase.ops import backend, kernels
+from megabase.ops import backend, kernels, selective_scan
 from megabase.ops.kernels import slower_than_possible
 
 
@@ -81,6 +84,69 @@ def test_kernels_of_another_interface_are_not_called(monkeypatch: pytest.MonkeyP
 def test_without_the_distribution_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "megabase_kernels", None)
     assert kernels._find()[0] is None
+
+
+needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
+
+
+@pytest.fixture
+def _unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a process on a machine that has never used the kernels."""
+    monkeypatch.delenv(backend.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in (("_asked", False), ("_package", kernels._package), ("_why", None)):
+        monkeypatch.setattr(kernels, name, value)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_unasked")
+def test_kernels_are_compared_with_the_definitions_once_on_a_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):  # where no number can be seen
+        assert backend.active() == "kernels"
+    (mark,) = (tmp_path / "megabase").iterdir()
+    assert mark.name.startswith("kernels-")
+    monkeypatch.setattr(kernels, "_asked", False)
+    monkeypatch.setattr(kernels, "_differs", lambda: "asked again")
+    assert backend.active() == "kernels"
+    monkeypatch.setattr(kernels, "_asked", False)
+    monkeypatch.setattr(kernels.platform, "machine", lambda: "another processor")
+    with pytest.warns(UserWarning, match="asked again"):
+        assert backend.active() == "fast"
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_unasked")
+def test_kernels_that_compute_something_else_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right = selective_scan.stepwise_scan
+    monkeypatch.setattr(
+        selective_scan, "stepwise_scan", lambda *x, **k: tuple(1.01 * y for y in right(*x, **k))
+    )
+    with pytest.warns(UserWarning, match=r"selective_scan differs .* build it here .* fast runs"):
+        assert backend.active() == "fast"
+    assert backend.active() == "fast"  # said once
+    assert kernels.package() is None
+    assert "does not compute the definitions" in str(kernels.why_missing())
+    assert not list(tmp_path.iterdir())  # the next process looks again
+
+
+@needs_kernels
+def test_the_portable_kernels_compute_the_definitions_where_nothing_else_runs(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "from megabase.ops import backend, kernels; assert backend.active() == 'kernels'; "
+        "print(kernels.package().instruction_set(), repr(kernels._differs()))"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    for wanted, said in (("portable", "portable ''"), ("mmx", "MEGABASE_KERNELS_ISA: ")):
+        environment["MEGABASE_KERNELS_ISA"] = wanted
+        call = [sys.executable, "-c", code]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True)
+        assert said in done.stdout + done.stderr
 
 
 def test_a_long_run_says_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:

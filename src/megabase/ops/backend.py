@@ -46,8 +46,9 @@ def active() -> str:
     """Name the implementation that operators use now."""
     if _overrides:
         return _overrides[-1]
-    best = "fast" if kernels.package() is None else "kernels"
-    return _checked(os.environ.get(ENVIRONMENT_VARIABLE) or best, ENVIRONMENT_VARIABLE)
+    if asked := os.environ.get(ENVIRONMENT_VARIABLE):
+        return _checked(asked, ENVIRONMENT_VARIABLE)
+    return "kernels" if kernels.verified() else "fast"
 
 
 def use_reference() -> bool:

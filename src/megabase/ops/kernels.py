@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
+import os
+import platform
+import warnings
+from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -28,6 +35,9 @@ KEEP_ROOM = 64
 _KEEP_ALWAYS = 1 << 20
 """Size of an input that nobody has to measure the memory for: that takes 0.1 ms."""
 
+_SAME = 2e-4
+"""Difference allowed, relative to the largest number: sums are formed in another order."""
+
 
 def keeps(x: Tensor) -> bool:
     """Whether what a kernel computes of an input is worth its memory until the backward pass.
@@ -47,6 +57,8 @@ def _find() -> tuple[ModuleType | None, str | None]:
         if error.name == "megabase_kernels":
             return None, "megabase-kernels is not installed (pip install ./kernels)"
         return None, f"megabase-kernels cannot be loaded ({error}); build it again"
+    except ValueError as error:  # an instruction set that does not run here
+        raise OperatorError(f"MEGABASE_KERNELS_ISA: {error}") from None
     has = getattr(found, "INTERFACE", None)
     if has != INTERFACE:
         return None, (
@@ -57,11 +69,113 @@ def _find() -> tuple[ModuleType | None, str | None]:
 
 
 _package, _why = _find()
+_asked = False  # whether this process knows that they compute the definitions, or do not
 
 
 def package() -> Any:
     """Give the module ``megabase_kernels``, or None when there is none that fits."""
     return _package
+
+
+@torch.compiler.assume_constant_result
+def verified() -> bool:
+    """Whether there are kernels, and they compute the definitions on this processor.
+
+    Compared at the first use on a machine; that they do is remembered in the cache folder. Where
+    they do not there are none from then on, which a warning says.
+    """
+    global _package, _why, _asked
+    if _package is None or _asked:
+        return _package is not None
+    _asked = True
+    mark = _mark(_package)
+    if not os.path.exists(mark):
+        found: list[str] = []
+        # A thread of its own knows nothing of autocast, dispatch modes and transformations here.
+        thread = Thread(target=lambda: found.append(_differs()))
+        thread.start()
+        thread.join()
+        if found == [""]:
+            with contextlib.suppress(OSError):  # no home: compared again by the next process
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+        else:
+            _why = (
+                f"megabase-kernels ({_package.instruction_set()}) does not compute the definitions "
+                f"on this processor ({''.join(found) or 'it fails'}); build it here "
+                "(pip install --force-reinstall --no-deps ./kernels)"
+            )
+            _package = None
+            warnings.warn(f"{_why}; the backend fast runs in its place", stacklevel=2)
+    return _package is not None
+
+
+def _mark(found: Any) -> Path:
+    """Give the file that says that this build computes the definitions on this processor."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.version()
+    built = os.stat(found.native.__file__)
+    key = (
+        found.__version__, found.instruction_set(), built.st_size, built.st_mtime_ns,
+        torch.__version__, platform.machine(), flags,
+    )  # fmt: skip
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    return Path(home, "megabase", f"kernels-{name}")
+
+
+def _differs() -> str:
+    """Compare every operator, forward and backward, with its definition: name what differs."""
+    from megabase.ops import backend
+    from megabase.ops.causal_conv import causal_conv
+    from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer
+    from megabase.ops.implicit_filter import FilterWeights, implicit_filter
+    from megabase.ops.norm_mlp import MlpWeights, norm_mlp
+    from megabase.ops.selective_scan import ScanInputs, selective_scan
+
+    L, D = 37, 24  # no multiples of the widest vectors
+    x, d, dd = (2, L, D), (D,), (D, D)
+    cases: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
+        "causal_conv": (causal_conv, [x, (D, 4), d, (2, 3, D)]),
+        "selective_scan": (
+            lambda u, s, A, *rest: selective_scan(ScanInputs(u, s, -A.exp(), *rest))[0],
+            [x, x, (D, 5), (2, L, 5), (2, L, 5), d, x, d, (2, D, 5)],
+        ),
+        "norm_mlp": (
+            lambda x, w, b, *rest: norm_mlp(x, MlpWeights(w, b, 1e-5, *rest)),
+            [x, d, d, (50, D), (50,), (D, 50), d],
+        ),
+        "hyena_mixer": (
+            lambda x, w, b, *rest: hyena_mixer(x, MixerWeights(w, b, 1e-5, *rest)),
+            [x, d, d, (3 * D, D), (3 * D,), (3 * D, 3), (3 * D,), (D, L), d, dd, d],
+        ),
+        "implicit_filter": (
+            lambda z, t, f, v, w, b, c, *rest: implicit_filter(
+                z, t, FilterWeights(f, [v, w], [b, c], *rest, 0.1)
+            ),
+            [(L, 5), (L,), (1, D), (D, 5), dd, d, d, dd, d],
+        ),
+    }
+    draw = torch.Generator().manual_seed(0)
+    for name, (function, shapes) in cases.items():
+        drawn = [torch.randn(s, generator=draw, dtype=torch.float32, device="cpu") for s in shapes]
+        inputs = [(0.3 * one).requires_grad_() for one in drawn]
+        results: list[list[Tensor | None]] = []
+        for which in ("reference", "kernels"):
+            with backend.override(which):
+                y = function(*inputs)
+                grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
+                results.append([y.detach(), *grads])
+        for right, computed in zip(*results, strict=True):
+            if right is None or computed is None:  # a time or a feature: no gradient is asked of it
+                continue
+            worst = float((right - computed).abs().max() / right.abs().max().clamp(1e-3))
+            if not worst <= _SAME:
+                return f"{name} differs by {worst:.0e}"
+    return ""
 
 
 def native_package() -> Any:

@@ -44,9 +44,19 @@ def _packages() -> Iterator[_Row]:
 
     from packaging.requirements import Requirement
 
-    yield "ok", "megabase", f"{metadata.version('megabase')}, Python {platform.python_version()}"
+    from megabase import __file__, __version__
+
+    about = f"{__version__}, Python {platform.python_version()}"
+    try:
+        needs = metadata.requires("megabase") or ()
+        yield "ok", "megabase", about
+    except metadata.PackageNotFoundError:
+        where = __file__.rpartition("/megabase/")[0]
+        more = f"not installed, only on the path ({where}): what it needs is not compared"
+        yield "missing", "megabase", f"{about}; {more}; pip install it"
+        return
     of_extra: dict[str, list[str]] = {}
-    for text in metadata.requires("megabase") or ():
+    for text in needs:
         need = Requirement(text)
         extra = (
             "" if need.marker is None else str(need.marker).rpartition("extra == ")[2].strip('"')
@@ -83,14 +93,16 @@ def _machine() -> Iterator[_Row]:
     from megabase.ops import backend, kernels, triton
     from megabase.training.run_folder import environment
 
-    about, package = environment(), kernels.package()
+    about, package = environment(), kernels.package() if kernels.verified() else None
     memory = available_bytes(torch.device("cpu")) / 1e9
     yield "ok", "processor", f"{about['processor']}, {about['cores']} cores, {memory:.1f} GB free"
     yield "ok", "GPUs", ", ".join(about["devices"]) or "none"
     if package is not None:
         yield "ok", "kernels", f"{package.__version__} for {package.instruction_set()}"
     else:
-        yield "missing", "kernels", f"{kernels.why_missing()}; models train slower without"
+        why = str(kernels.why_missing())
+        status = "missing" if "not installed" in why else "wrong"
+        yield status, "kernels", f"{why}; models train slower without"
     why = triton.why_missing()
     yield ("ok", "triton", "works") if why is None else ("missing", "triton", why)
     yield "ok", "backend in use", backend.active()
