@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.errors import InputError
+from megabase.errors import InputError, MegabaseError
 from megabase.layers.hyena import (
     Bidirectional,
     ExponentialWindow,
@@ -20,6 +20,9 @@ from megabase.layers.hyena import (
     PositionalFeatures,
     _published_two_sided,
 )
+from megabase.layers.incremental import BackboneSteps
+from megabase.layers.mamba import BidirectionalMamba
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
 from megabase.ops import backend
 
 
@@ -193,3 +196,15 @@ def test_published_bidirectional_arithmetic(length: int) -> None:
         [sum(taps[t - s + length - 1] * u[s] for s in range(length)) for t in range(length)]  # pyright: ignore
     )
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+
+
+def test_what_cannot_be_built_is_refused_with_what_was_given() -> None:
+    ahead = HyenaDNAModel(HyenaDNAConfig(d_model=8, n_layer=1, bidirectional="two_sided"))
+    for make, message in (
+        (lambda: PositionalFeatures(4, 8), "odd number of features of at least 3, got 4"),
+        (lambda: HyenaOperator(4, 8, order=1), "at least 2, got 1"),
+        (lambda: BidirectionalMamba(4, strategy="both"), "found 'both'"),  # pyright: ignore[reportArgumentType]
+        (lambda: BackboneSteps(ahead.backbone, 8, True), "reads ahead"),
+    ):
+        with pytest.raises(MegabaseError, match=message):
+            make()
