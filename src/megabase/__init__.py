@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from megabase.runs import icl as icl
     from megabase.runs import pretrain as pretrain
     from megabase.runs import prompt as prompt
+    from megabase.runs import sweep as sweep
     from megabase.settings import DeviceConfig as DeviceConfig
     from megabase.settings import HeadConfig as HeadConfig
     from megabase.settings import LoraConfig as LoraConfig
@@ -71,7 +72,7 @@ _HOME = {
     "models.families": ("register_family",),
     "objectives.base": ("register_objective",),
     "options": ("EvaluateOptions",),
-    "runs": ("Run", "benchmark", "finetune", "icl", "pretrain", "prompt"),
+    "runs": ("Run", "benchmark", "finetune", "icl", "pretrain", "prompt", "sweep"),
     "settings": (
         "DeviceConfig", "HeadConfig", "LoraConfig", "ModelConfig", "OptimConfig", "Stage",
     ),

@@ -6,7 +6,7 @@ process: a dictionary whose ``kind`` is ``train``, ``validation``, ``skipped`` o
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import polars as pl
 
 from megabase.errors import ConfigError
-from megabase.settings import Settings, settings_from
+from megabase.settings import RunConfig, Settings, settings_from
 from megabase.training.logging import Listener, listening
 from megabase.untrusted import parse_yaml, read_text
 
@@ -45,10 +45,7 @@ class Run:
         Of pretraining ``loss`` (nats a token) and ``perplexity`` of the best validation. Empty when
         nothing was measured.
         """
-        if hasattr(self.result, "test"):
-            return self.result.test or self.result.valid
-        loss = self.result.progress.best_loss
-        return {} if loss is None else {"loss": loss, "perplexity": math.exp(loss)}
+        return self.result.test or self.result.valid
 
     @cached_property
     def model(self) -> Model:
@@ -100,6 +97,23 @@ def icl(config: InContextConfig | str | Path, on_record: Listener | None = None)
     frozen = None if settings.tune == "all" else settings.model
     with listening(on_record):
         return Run(Path(settings.output), in_context(settings), frozen)
+
+
+def sweep(
+    config: RunConfig,
+    values: Mapping[str, Any],
+    draws: int | None = None,
+    draw_seed: int = 0,
+    on_record: Listener | None = None,
+) -> pl.DataFrame:
+    """Run combinations of values of some settings of any task; give the table, a row for each run.
+
+    Arguments and columns are those of :func:`megabase.tasks.sweep.sweep`.
+    """
+    from megabase.tasks import sweep as task
+
+    with listening(on_record):
+        return task.sweep(config, values, draws, draw_seed).table
 
 
 def benchmark(config: BenchmarkConfig | str | Path) -> pl.DataFrame:

@@ -147,6 +147,23 @@ def settings_from(
     return kind(**made) if base is None else replace(base, **made)
 
 
+def with_values(config: _Part, values: Mapping[str, Any], where: str = "") -> _Part:
+    """Change fields by dotted name (``optim.lr``, ``overrides.n_layer``), all at once."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        below: Any = nested
+        place: Any = config
+        for group in groups:
+            place = place.get(group) if isinstance(place, Mapping) else getattr(place, group, None)
+            # A table of free names keeps those that are not changed.
+            below = below.setdefault(group, dict(place) if isinstance(place, Mapping) else {})
+            if not isinstance(below, dict):
+                raise ConfigError(f"{where}{group} and {name} are both given; choose one")
+        below[last] = value
+    return settings_from(type(config), nested, where, base=config)
+
+
 def _value(hint: Any, value: Any, where: str, name: str, base: Any = None) -> Any:
     """Bring a value of YAML to the type of its field: settings, rows of settings, 1e-3."""
     unions = (typing.Union, types.UnionType)

@@ -76,9 +76,9 @@ def test_crops_and_special_tokens_exclude_each_other(
 
 
 def test_seeds(table: Path) -> None:
-    assert main(small(table, "--seeds", "[1, 2]")) == 0
-    summary = json.loads((table.parent / "run" / "result.json").read_text())
-    assert summary["seeds"] == [1, 2]
+    assert main(small(table, "--sweep", "{seed: [1, 2]}")) == 0
+    summary = (table.parent / "run" / "summary.tsv").read_text().splitlines()
+    assert summary[1].startswith("all\t2\t")
     assert (table.parent / "run" / "seed-2" / "result.json").exists()
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from megabase.cli.main import main
@@ -28,17 +29,17 @@ def small(table: Path, *more: str) -> list[str]:
 
 
 def test_several_numbers_of_shots(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(small(table, "--shots-list", "0", "2")) == 0
+    assert main(small(table, "--sweep", "{shots: [0, 2]}")) == 0
     shown = capsys.readouterr()
     assert "nothing is trained" in shown.err
-    assert "strict_accuracy" in shown.out
-    runs = json.loads((table.parent / "run" / "result.json").read_text())["runs"]
-    assert [one["shots"] for one in runs] == [0, 2]
+    assert "test_accuracy" in shown.out
+    runs = pl.read_parquet(table.parent / "run" / "results.parquet")
+    assert runs["shots"].to_list() == [0, 2]
     recipe = str(table.parent / "run" / "shots-2" / "config.yaml")
     again = str(table.parent / "2")
     assert main(["icl", "default", "--config", recipe, "--output", again]) == 0
     found = json.loads((table.parent / "2" / "result.json").read_text())
-    assert found["test"] == runs[1]["test"]
+    assert found["test"]["loss"] == runs["test_loss"][1]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_several_numbers_of_shots(table: Path, capsys: pytest.CaptureFixture[str
         (["--shots", "99"], "take shots of at most"),
         (["--tune", "some"], "tune"),
         (["--shot", "3"], "did you mean '--shots'"),
-        (["--samples-list", "2", "4"], "for --tune prompt or --tune all"),
+        (["--sweep", "{samples: [2, 4]}"], "for --tune prompt or --tune all"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -69,4 +70,4 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "--shots-list" in done.stdout
+    assert "--shots" in done.stdout

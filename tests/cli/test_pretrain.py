@@ -147,6 +147,7 @@ def test_a_run_and_what_becomes_of_it(
         "environment.json",
         "data.json",
         "metrics.jsonl",
+        "result.json",
         "checkpoints",
         "best",
         "last",

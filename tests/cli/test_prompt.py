@@ -28,29 +28,31 @@ def small(table: Path, *more: str) -> list[str]:
 
 
 def test_a_sweep_of_lengths(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(small(table, "--lengths", "0", "2")) == 0
+    several = ("--sweep", "{prompt.length: [0, 2]}")
+    assert main(small(table, *several)) == 0
     shown = capsys.readouterr()
     assert "nothing to train" in shown.err
     assert "all frozen, from default" in shown.err
-    assert "strict_accuracy" in shown.out
+    assert "test_accuracy" in shown.out
     run = table.parent / "run"
-    runs = json.loads((run / "result.json").read_text())["runs"]
+    results = [run / f"prompt.length-{length}" / "result.json" for length in (0, 2)]
+    runs = [json.loads(result.read_text()) for result in results]
     assert [one["length"] for one in runs] == [0, 2]
     assert [one["trained_parameters"] for one in runs] == [0, 256]
-    assert (run / "length-2" / "prompt" / "prompt.safetensors").is_file()
+    assert (run / "prompt.length-2" / "prompt" / "prompt.safetensors").is_file()
     pytest.importorskip("matplotlib")
     picture = (run / "lengths.svg").read_text()
     assert picture.startswith("<svg") or "<svg" in picture[:400]
     assert "learnable vectors" in picture
-    assert main(small(table, "--lengths", "0", "2", "--resume")) == 0
-    assert json.loads((run / "result.json").read_text())["runs"] == runs
+    assert main(small(table, *several, "--resume")) == 0
+    assert [json.loads(result.read_text()) for result in results] == runs
 
 
 def test_no_picture_is_said_before_the_training(
     table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(small(table, "--lengths", "0", "1", "--dry-run")) == 0
+    assert main(small(table, "--sweep", "{prompt.length: [0, 1]}", "--dry-run")) == 0
     assert "no picture: " in capsys.readouterr().err
     assert main(small(table, "--dry-run")) == 0
     assert "no picture" not in capsys.readouterr().err
@@ -66,13 +68,14 @@ def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) 
         "prompt", "default", "--train", str(folder / "g.mb"), "--genome.features",
         f"[{folder / 'x.bed'}]", "--genome.length", "16", "--genome.test", "[two]", "--steps", "1",
         "--prompt.answer", "head", "--global-batch", "2", "--devices.accelerator", "cpu",
-        "--lengths", "0", "1", "--output", str(folder / "run"), "--picture", "two:9-40",
+        "--sweep", "{prompt.length: [0, 1]}", "--output", str(folder / "run"),
+        "--picture", "two:9-40",
     ]  # fmt: skip
     assert main(command) == 2
     assert "--picture needs --predictions" in capsys.readouterr().err
     assert main([*command, "--predictions"]) == 0
     shown = capsys.readouterr().err
-    for name in ("length-0", "length-1"):
+    for name in ("prompt.length-0", "prompt.length-1"):
         picture = folder / "run" / name / "picture.png"
         assert f"wrote {picture}" in shown
         assert picture.read_bytes()[:4] == b"\x89PNG"
@@ -95,7 +98,7 @@ def test_a_recipe_of_a_run(table: Path) -> None:
         (["--prompt.position", "middle"], "prompt.position"),
         (["--prompt.lenght", "3"], "did you mean '--prompt.length'"),
         (["--prompt.length", "2000"], "leaves no room for a sequence"),
-        (["--lengths", "-1"], "must be at least 0"),
+        (["--sweep", "{prompt.length: [-1]}"], "must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line(

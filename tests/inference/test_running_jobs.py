@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,35 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
             run(Squares(), target, workers=1, shard=wrong)
     assert not target.exists()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_finished_shard_is_resumed_to_itself_and_a_killed_merge_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(Squares(), tmp_path / "whole.tsv", workers=1).read_bytes()
+    target = tmp_path / "out.tsv"
+    shards = [run(Squares(), target, workers=1, shard=f"{number}/2") for number in (1, 2)]
+    again = Squares()
+    assert run(again, target, workers=1, shard="1/2", resume=True) == shards[0]
+    assert again.computed == []
+    with pytest.raises(OutputError, match=r"power: 2 then, 3 now"):
+        run(Squares(power=3), target, workers=1, shard="1/2", resume=True)
+    gather_shards(shards[:1] + shards[1:], target)
+    partial = tmp_path / "out.tsv.partial"
+    (partial / "part-00000001.parquet").unlink()
+    (partial / "part-00000002.parquet").unlink()
+    (partial / "part-00000002.parquet").write_bytes(b"cut")  # killed while it was copied
+    monkeypatch.setenv("MEGABASE_BACKEND", "reference")  # of the machine that merges
+    with pytest.raises(OutputError, match="backend: "):
+        gather_shards(shards, target)
+    shutil.rmtree(partial)
+    gather_shards(shards, target)
+    (partial / "part-00000002.parquet").unlink()
+    (partial / "part-00000002.parquet").write_bytes(b"cut")
+    gather_shards(shards, target)
+    again = Squares()
+    assert run(again, target, workers=1, resume=True).read_bytes() == whole
+    assert again.computed == []
 
 
 def test_parts_of_another_backend_are_refused(

@@ -53,7 +53,7 @@ MAKE = {"genome": make_genome, "table": make_table, "places": make_places, "mode
         (f"finetune lm --train rows.csv {RUN}", "table", "train.sha256"),
         (f"finetune lm --train rows.csv --test rows.csv {RUN}", "table", "test.sha256"),
         (f"finetune lm --train rows.csv {RUN}", "model", "start.sha256"),
-        (f"finetune lm --train rows.csv --seeds [1] {RUN}", "table", "train.sha256"),
+        (f"finetune lm --train rows.csv --sweep {{\"seed\":[1]}} {RUN}", "table", "train.sha256"),
         (f"prompt lm --train rows.csv {RUN}", "table", "train.sha256"),
         (f"prompt lm --train rows.csv {RUN}", "model", "start.sha256"),
         ("icl lm --train rows.csv --test rows.csv --devices.accelerator cpu --output run",

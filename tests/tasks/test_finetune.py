@@ -13,9 +13,10 @@ import yaml
 from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig, Stage
 from megabase.tasks.config import FinetuneConfig, TableConfig, to_yaml
-from megabase.tasks.finetune import finetune, finetune_seeds, plan_run
+from megabase.tasks.finetune import finetune, plan_run
 from megabase.tasks.labeled_data import read_splits
 from megabase.tasks.run import spread
+from megabase.tasks.sweep import sweep
 from megabase.training.process import build_fabric
 
 TINY: dict[str, Any] = {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0}
@@ -255,13 +256,13 @@ def test_long_sequences_warm_up_stage_by_stage(tmp_path: Path) -> None:
 
 def test_seeds(tmp_path: Path, data: Path) -> None:
     config = settings(tmp_path, data, epochs=1)
-    results = finetune_seeds(config, [0, 1])
-    assert len(results) == 2
-    summary = json.loads((tmp_path / "run" / "result.json").read_text())
-    values = [r.test["accuracy"] for r in results]
-    assert summary["test"]["accuracy"]["mean"] == pytest.approx(np.mean(values))
-    again = finetune_seeds(replace(config, resume=True), [0, 1])
-    assert again == results
+    swept = sweep(config, {"seed": [0, 1]})
+    values = [r.test["accuracy"] for r in swept.results]
+    assert len(values) == 2
+    mean, sd = swept.summary.select("test_accuracy", "test_accuracy_sd").row(0)
+    assert (mean, sd) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    again = sweep(replace(config, resume=True), {"seed": [0, 1]})
+    assert again.results == swept.results
     assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
 
 

@@ -14,7 +14,8 @@ from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.settings import DeviceConfig, OptimConfig
 from megabase.tasks.config import InContextConfig
-from megabase.tasks.in_context import in_context, in_context_grid
+from megabase.tasks.in_context import in_context
+from megabase.tasks.sweep import sweep
 
 
 def write(path: Path, rows: int, seed: int) -> str:
@@ -122,15 +123,14 @@ def test_a_soft_prompt_in_front_of_examples(tmp_path: Path, model: str) -> None:
 def test_a_grid_resumes_to_the_same_table(tmp_path: Path, model: str) -> None:
     options: dict[str, Any] = {"tune": "all", "global_batch": 4}
     config = settings(tmp_path, model, **options)
-    results = in_context_grid(config, [0, 1], [4, 8])
-    assert [(r.shots, r.samples, r.steps) for r in results] == [
+    grid = {"shots": [0, 1], "samples": [4, 8]}
+    swept = sweep(config, grid)
+    assert [(r.shots, r.samples, r.steps) for r in swept.results] == [
         (0, 4, 1), (0, 8, 2), (1, 4, 1), (1, 8, 2),
     ]  # fmt: skip
-    table = (tmp_path / "run" / "table.md").read_text()
     (tmp_path / "run" / "shots-1-samples-8" / "result.json").unlink()
-    (tmp_path / "run" / "table.md").unlink()
-    in_context_grid(settings(tmp_path, model, resume=True, **options), [0, 1], [4, 8])
-    assert (tmp_path / "run" / "table.md").read_text() == table
+    again = sweep(settings(tmp_path, model, resume=True, **options), grid)
+    assert again.table.equals(swept.table)
 
 
 def test_published_examples_are_an_option_that_says_so(tmp_path: Path, model: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +18,8 @@ from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
 from megabase.tasks.config import PromptConfig, PromptSettings, TableConfig
-from megabase.tasks.prompt import learn_prompt, prompt_lengths
+from megabase.tasks.prompt import learn_prompt
+from megabase.tasks.sweep import sweep
 
 
 def write(path: Path, rows: int, seed: int, labels: Any, length: tuple[int, int] = (20, 25)) -> str:
@@ -158,30 +160,28 @@ def test_no_vectors_asks_the_plain_model(tmp_path: Path, model: str) -> None:
 
 
 def test_a_sweep_resumes_to_the_same_table(tmp_path: Path, model: str) -> None:
-    whole = prompt_lengths(settings(tmp_path, model), [0, 2, 3])
-    table = (tmp_path / "run" / "table.md").read_text()
-    assert all(
-        f"{x:.4f}" in table for one in whole for x in (*one.valid.values(), *one.test.values())
-    )
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["0", "2", "3"]
+    whole = sweep(settings(tmp_path, model), {"prompt.length": [0, 2, 3]})
+    table = pl.read_csv(tmp_path / "run" / "results.tsv", separator="\t").drop("minutes")
+    assert table["valid_loss"].to_list() == [one.valid["loss"] for one in whole.results]
+    assert table["prompt.length"].to_list() == [0, 2, 3]
     # A second sweep is cut short: one length done, one half done, one not begun.
     half = settings(tmp_path, model, output=str(tmp_path / "half"))
-    prompt_lengths(half, [0])
+    sweep(half, {"prompt.length": [0]})
     optim = replace(half.optim, schedule_steps=16)
     cut = replace(
         half, steps=5, optim=optim, prompt=PromptSettings(length=2),
-        output=str(tmp_path / "half" / "length-2"),
+        output=str(tmp_path / "half" / "prompt.length-2"),
     )  # fmt: skip
     learn_prompt(cut)
-    (tmp_path / "half" / "length-2" / "result.json").unlink()
-    done = (tmp_path / "half" / "length-0" / "result.json").stat().st_mtime_ns
-    prompt_lengths(replace(half, resume=True), [0, 2, 3])
-    assert (tmp_path / "half" / "table.md").read_text() == table
-    assert (tmp_path / "half" / "length-0" / "result.json").stat().st_mtime_ns == done
+    (tmp_path / "half" / "prompt.length-2" / "result.json").unlink()
+    done = (tmp_path / "half" / "prompt.length-0" / "result.json").stat().st_mtime_ns
+    again = sweep(replace(half, resume=True), {"prompt.length": [0, 2, 3]})
+    assert again.table.drop("minutes").equals(table)
+    assert (tmp_path / "half" / "prompt.length-0" / "result.json").stat().st_mtime_ns == done
     # Nothing is started when one of the folders is taken.
-    with pytest.raises(ConfigError, match="length-3 exists"):
-        prompt_lengths(half, [9, 3])
-    assert not (tmp_path / "half" / "length-9").exists()
+    with pytest.raises(ConfigError, match=r"prompt\.length-3 exists"):
+        sweep(half, {"prompt.length": [9, 3]})
+    assert not (tmp_path / "half" / "prompt.length-9").exists()
 
 
 def test_sequences_must_fit_beside_the_prompt(tmp_path: Path, model: str) -> None:

@@ -188,6 +188,8 @@ class VariantsConfig:
     """Bases of the window of an allele; null: up to 1,024."""
     calibration: str | None = None
     """Calibration of the methods, as for `megabase variants`; adds a row for their z values."""
+    workers: int | None = None
+    """Processes that score; null: one for each GPU, or core of the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.suites.base import Task, choose_tasks
 from megabase.errors import ConfigError, InputError
-from megabase.settings import settings_from
+from megabase.settings import with_values
 from megabase.tasks.config import FinetuneConfig
 from megabase.training.run_folder import flatten
 
@@ -88,17 +88,12 @@ def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> Benchmark
 
 def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
     """Set fields by dotted name; a ConfigError for a name that fine-tuning does not have."""
-    nested: dict[str, Any] = {}
-    for name, value in flatten(settings).items():
-        *groups, last = name.split(".")
-        if name in _NOT_SET:
+    # An empty table changes nothing.
+    given = {name: value for name, value in flatten(settings).items() if value != {}}
+    for name in _NOT_SET:
+        if name in given:
             raise ConfigError(f"{name} is not for settings: the sweep itself fills it in")
-        below = nested
-        for group in groups:
-            below = below.setdefault(group, {})
-        if value != {}:  # an empty table changes nothing
-            below[last] = value
-    return settings_from(FinetuneConfig, nested, "settings: ", base=config)
+    return with_values(config, given, "settings: ")
 
 
 def finetune_settings(

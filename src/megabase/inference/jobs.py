@@ -113,7 +113,8 @@ def check_run(output: str | Path, **running: Unpack[RunOptions]) -> _Share:
     if device is not None:
         choose_device(device)  # refuses one that is not there
     shard = Shard.parse(running.get("shard"))
-    refuse_existing(Path(output), running.get("overwrite", False), shard)
+    overwrite, resume = (running.get(name, False) for name in ("overwrite", "resume"))
+    refuse_existing(Path(output), overwrite, shard, resume)
     return _Share(0, 1, _worker_device(device, 0), number, shard)
 
 

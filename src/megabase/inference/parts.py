@@ -121,12 +121,14 @@ class Shard(NamedTuple):
 _WHOLE = Shard()  # all chunks: what is merged at once
 
 
-def refuse_existing(target: Path, overwrite: bool, shard: Shard = _WHOLE) -> None:
+def refuse_existing(
+    target: Path, overwrite: bool, shard: Shard = _WHOLE, resume: bool = False
+) -> None:
     """Refuse an output that cannot be written or that another process is making."""
     if real_place(target).name and not is_stream(target):
         folder = PartFolder(target, "", shard.folder(target))
         folder._tidy()
-        folder.refuse_finished(overwrite)
+        folder.refuse_finished(overwrite or resume)
     _check(target, overwrite)
 
 
@@ -173,7 +175,7 @@ class PartFolder:
         or is being made by another process, or when an interrupted run left parts and neither
         `resume` nor `overwrite` is on.
         """
-        refuse_existing(target, overwrite, shard)
+        refuse_existing(target, overwrite, shard, resume)
         stream = is_stream(target)
         if stream and resume:
             raise OutputError(f"{target} is a pipe or a device: there is nothing to resume")
@@ -194,7 +196,7 @@ class PartFolder:
     def _begin(self, provenance: Provenance, resume: bool, overwrite: bool) -> None:
         """Write the manifest, or compare with that of the interrupted run."""
         _check(self.target, overwrite)  # another process may just have finished it
-        self.refuse_finished(overwrite)
+        self.refuse_finished(overwrite or resume)
         manifest = self.path / _MANIFEST
         if manifest.is_file():
             if resume:
@@ -297,9 +299,9 @@ class PartFolder:
                 os.replace(merged, place)
         self.discard()
 
-    def refuse_finished(self, overwrite: bool) -> None:
-        """Refuse to make a finished shard again."""
-        if (self.path / _SHARD).is_file() and not overwrite:
+    def refuse_finished(self, again: bool) -> None:
+        """Refuse to make a finished shard again; resuming it finds all parts."""
+        if (self.path / _SHARD).is_file() and not again:
             raise OutputError(
                 f"{self.path} is finished already; merge the shards with megabase merge, or use "
                 "overwrite=True"
@@ -341,7 +343,7 @@ def gather_shards(
     for path in folders:
         if not (path / _SHARD).is_file():
             what = "is not a finished shard" if path.is_dir() else "is not there"
-            raise OutputError(f"{path} {what}; finish it with resume=True")
+            raise OutputError(f"{path} {what}; finish it with --resume (resume=True in Python)")
         about = read_json(path / _SHARD, OutputError)
         about["manifest"] = read_json(path / _MANIFEST, OutputError)
         (index, count), chunks = about.pop("shard"), about["chunks"]
@@ -365,12 +367,13 @@ def gather_shards(
     if missing:
         raise OutputError(f"shard {', '.join(missing)} of {first['count']} is missing")
     made = {k: v for k, v in first["manifest"].items() if k != "backend"}
-    folder = PartFolder.open(target, Provenance(**made), "", overwrite=overwrite)
+    # What a killed merge left is made good.
+    folder = PartFolder.open(target, Provenance(**made), "", resume=True, overwrite=overwrite)
     try:
         with writing(target, _ADVICE):
-            write_json(folder.path / _MANIFEST, first["manifest"])
             for path in found.values():
                 for part in path.glob("part-*"):
+                    (folder.path / part.name).unlink(missing_ok=True)
                     try:
                         os.link(part, folder.path / part.name)
                     except OSError:  # another disk

@@ -429,6 +429,8 @@ class InContextConfig(ExamplesConfig):
     }
 
     def _problems(self) -> Iterator[str]:
+        if self.tune == "none" and self.samples is not None:
+            yield "samples is for tune='prompt' or tune='all'"
         if self.tune != "prompt" and self.valid is not None:
             yield "valid chooses the best soft prompt; it is for tune prompt"
 

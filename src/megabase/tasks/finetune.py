@@ -6,7 +6,6 @@ scored once, with that checkpoint, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,8 +17,7 @@ from megabase.models.base import checkpoint_activations
 from megabase.settings import StartConfig, part_of
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.labeled import LabeledRun, measure_splits
-from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import Done, Plan, RunResult, execute, spread, sweep
+from megabase.tasks.run import Done, Plan, RunResult, execute
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -118,41 +116,6 @@ def _conclude(done: Done, *, predictions: bool, padding: str) -> RunResult:
         done,
         metrics,
         epochs=done.epochs,
-        training_seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         bases_per_second=bases / seconds if seconds else 0.0,
-    )
-
-
-def finetune_seeds(
-    config: FinetuneConfig,
-    seeds: Sequence[int],
-    *,
-    dry_run: bool = False,
-    console: Console | None = None,
-) -> list[RunResult]:
-    """Run a fine-tuning once for each seed, in ``OUTPUT/seed-N``; results in their order.
-
-    The seed decides the new weights, the order of the rows, the dropout and, where validation rows
-    are cut off the training rows, which ones. With ``resume``, finished seeds are kept and the
-    others go on or start. Mean and standard deviation of every metric are written to
-    ``OUTPUT/result.json``, unless a signal stopped a run (then the last).
-    """
-
-    def summarize(results: list[RunResult]) -> tuple[dict[str, Any], None]:
-        summary: dict[str, dict[str, dict[str, float | None]]] = {}
-        for split in ("valid", "test"):
-            for name in getattr(results[0], split):
-                mean, sd = spread([getattr(result, split)[name] for result in results])
-                summary.setdefault(split, {})[name] = {"mean": mean, "sd": sd}
-        return {"seeds": list(seeds), **summary}, None
-
-    return sweep(
-        config,
-        {f"seed-{seed}": {"seed": seed} for seed in seeds},
-        finetune,
-        lambda one: describe_data(read_splits(one), one.trained),
-        summarize,
-        dry_run=dry_run,
-        console=console,
     )

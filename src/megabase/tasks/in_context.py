@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,6 @@ from megabase.tasks.run import (
     RunResult,
     execute,
     lay_out,
-    results_table,
-    sweep,
 )
 from megabase.training.evaluation import EvalSet, evaluate
 
@@ -287,46 +285,3 @@ def _measure(done: Done, tune: str) -> dict[str, dict[str, float]]:
         scored = evaluate(model, windows, done.plan.settings.eval_batch or 1, done.fabric)
         found[name] = {"loss": scored.loss, **scored.metrics}
     return found
-
-
-def in_context_grid(
-    config: InContextConfig,
-    shots: Sequence[int],
-    samples: Sequence[int] = (),
-    *,
-    dry_run: bool = False,
-    console: Console | None = None,
-) -> list[RunResult]:
-    """Run every number of shots with every number of samples, and write one table.
-
-    Each run is in ``OUTPUT/shots-K`` or ``OUTPUT/shots-K-samples-N``. With ``resume``, finished
-    runs are kept and the others go on or start. Unless a signal stopped a run (then the last),
-    ``OUTPUT/result.json`` and ``OUTPUT/table.md`` hold all of them.
-    """
-    if samples and config.tune == "none":
-        raise ConfigError("several numbers of samples are for tune='prompt' or tune='all'")
-    members: dict[str, dict[str, Any]] = {}
-    for number in shots or [config.shots]:
-        for size in samples or [config.samples]:
-            name = f"shots-{number}" + (f"-samples-{size}" if samples else "")
-            members[name] = {"shots": number, "samples": size}
-
-    def summarize(results: list[RunResult]) -> tuple[dict[str, Any], str]:
-        facts = {
-            "tuned": lambda one: one.tune,
-            "shots": lambda one: str(one.shots),
-            "samples": lambda one: str(one.samples),
-            "vectors": lambda one: str(one.vectors),
-            "examples from": lambda one: one.examples,
-        }
-        return {}, results_table(results, facts, ["test" if results[0].test else "valid"])
-
-    return sweep(
-        config,
-        members,
-        in_context,
-        lambda one: describe_data(_read_splits(one)[0], one.model),
-        summarize,
-        dry_run=dry_run,
-        console=console,
-    )

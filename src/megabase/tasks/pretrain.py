@@ -34,8 +34,7 @@ from megabase.parallel import context_parallel
 from megabase.settings import TrainConfig, part_of
 from megabase.tasks.config import DataConfig, ObjectiveConfig, PretrainConfig
 from megabase.tasks.labeled_data import start_record
-from megabase.tasks.run import Plan, execute, lay_out
-from megabase.training.engine import FitResult
+from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out
 from megabase.training.evaluation import EvalSet
 from megabase.training.process import MAPPED_PARTS, keep_freed_memory
 from megabase.training.schedule import LengthSchedule
@@ -53,7 +52,7 @@ _LISTED_REGIONS = 1000
 
 def pretrain(
     config: PretrainConfig, *, dry_run: bool = False, console: Console | None = None
-) -> FitResult | None:
+) -> RunResult | None:
     """Train a language model on a genome.
 
     Parameters
@@ -65,6 +64,11 @@ def pretrain(
     console
         Where to show the plan and the progress; None shows nothing.
 
+    Returns
+    -------
+    RunResult
+        Whose ``valid`` are ``loss`` (nats a target) and ``perplexity`` of the best validation.
+
     Raises
     ------
     MegabaseError
@@ -74,10 +78,18 @@ def pretrain(
     return execute(
         config,
         lambda fabric: _plan(config, fabric),
-        lambda done: done.outcome,
+        _conclude,
         dry_run=dry_run,
         console=console,
     )
+
+
+def _conclude(done: Done) -> RunResult:
+    """Give what validation has measured; the test regions are left to ``megabase evaluate``."""
+    loss = done.outcome.progress.best_loss if done.outcome is not None else None
+    found = {} if loss is None else {"valid": {"loss": loss, "perplexity": np.exp(loss).item()}}
+    windows = {name: one.windows for name, one in done.plan.evaluations.items()}
+    return RunResult.of(done, found, rows=windows)
 
 
 def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:

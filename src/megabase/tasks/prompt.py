@@ -6,8 +6,7 @@ once, with that prompt, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,7 @@ from megabase.objectives.labels import LabelTokens
 from megabase.settings import StartConfig
 from megabase.tasks.config import PromptConfig, PromptSettings
 from megabase.tasks.labeled import LabeledRun, measure_splits
-from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import Done, Plan, RunResult, execute, results_table, sweep
+from megabase.tasks.run import Done, Plan, RunResult, execute
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -57,7 +55,7 @@ def learn_prompt(
             done, found, model=model, length=prompted.spec.length,
             position=prompted.spec.position, answer=prompted.spec.answer,
             parameters=sum(p.numel() for p in prompted.model.parameters()),
-            epochs=done.epochs, training_seconds=done.seconds,
+            epochs=done.epochs,
             prompt_bytes=sum(file.stat().st_size for file in folder.glob("*")),
         )  # fmt: skip
 
@@ -210,38 +208,3 @@ def _keep_best(done: Done) -> PromptedModel:
                 write_whole(target / name, (done.chosen / name).read_bytes())
     done.fabric.barrier()
     return load_prompt(target, done.plan.model.model)
-
-
-def prompt_lengths(
-    config: PromptConfig,
-    lengths: Sequence[int],
-    *,
-    dry_run: bool = False,
-    console: Console | None = None,
-) -> list[RunResult]:
-    """Learn a prompt of each length, in ``OUTPUT/length-N``, and write one table of them.
-
-    With ``resume``, finished lengths are kept and the others go on or start. Unless a signal
-    stopped a run (then the last), ``OUTPUT/result.json`` and ``OUTPUT/table.md`` hold all of them.
-    """
-    if not lengths:
-        raise ConfigError("lengths is empty; give one or more whole numbers")
-
-    def summarize(results: list[RunResult]) -> tuple[dict[str, Any], str]:
-        facts = {
-            "vectors": lambda one: f"{one.length}",
-            "parameters trained": lambda one: f"{one.trained_parameters:,}",
-            "bytes saved": lambda one: f"{one.prompt_bytes:,}",
-            "steps": lambda one: f"{one.steps:,}",
-        }
-        return {}, results_table(results, facts, ("valid", "test"), " ---: |")
-
-    return sweep(
-        config,
-        {f"length-{n}": {"prompt": replace(config.prompt, length=n)} for n in lengths},
-        learn_prompt,
-        lambda one: describe_data(read_splits(one), one.model),
-        summarize,
-        dry_run=dry_run,
-        console=console,
-    )

@@ -206,18 +206,22 @@ def _results(run: RunFolder, data: dict[str, Any]) -> Iterator[tuple[Any, str]]:
             metric_type=metric, metric_name=metric, metric_value=value,
         )  # fmt: skip
 
+    pretrained = "genome" in data
+    genome = str(data["genome"]["name"]) if pretrained else ""
     if (run.path / "result.json").is_file():
         found = run.record("result.json")
+        task, unit = (
+            ("text-generation", "windows") if pretrained else ("text-classification", "rows")
+        )
         for split in ("test", "valid"):
             known = {k: v for k, v in (found.get(split) or {}).items() if v is not None}
             for metric, value in known.items():
-                rows = f"{found['rows'][split]:,} rows of {split}"
-                dataset = str(found.get("run", run.path.name))
-                yield of("text-classification", Path(dataset).name, split, metric, value), rows
+                rows = f"{found['rows'][split]:,} {unit} of {split}"
+                dataset = genome or Path(found.get("run", run.path.name)).name
+                yield of(task, dataset, split, metric, value), rows
     if (run.path / "evaluation.json").is_file():
         found = read_json(run.path / "evaluation.json", RunError)
         measure = found["overall"]
         rows = f"{measure['targets']:,} bases"
-        genome = str(data.get("genome", {}).get("name", "genome"))
         value = measure["perplexity_acgt"]
-        yield of("text-generation", genome, "test", "perplexity", value), rows
+        yield of("text-generation", genome or "genome", "test", "perplexity", value), rows

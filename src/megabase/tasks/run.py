@@ -1,21 +1,19 @@
-"""What all runs have in common: plan, print, start, fit, measure, write the result; and sweeps."""
+"""What all runs have in common: plan, print, start, fit, measure, write the result."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from megabase.errors import ConfigError
-from megabase.genome.files import atomic_file, write_json, write_whole
+from megabase.genome.files import atomic_file, write_json
 from megabase.ops.kernels import slower_than_possible
 from megabase.settings import RunConfig, TrainConfig
 from megabase.tasks.config import to_yaml
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
     from megabase.data.labeled import LabeledSequences
     from megabase.objectives.base import Objective
     from megabase.training.checkpoint import SaveModel
-
-_Config = TypeVar("_Config", bound=RunConfig)
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +135,10 @@ class RunResult(SimpleNamespace):
     steps: int
     best_step: int | None
     """Step of the checkpoint that was measured; None without validation or training."""
+    trained_tokens: int
+    """Input positions that training has read."""
+    training_seconds: float
+    """Time of the training steps, over all sessions of the run."""
     seconds: float
     """Time of the whole call: reading, training, validation, test."""
     valid: dict[str, float]
@@ -163,6 +162,8 @@ class RunResult(SimpleNamespace):
             "rows": {name: len(split) for name, split in plan.splits.items()},
             "steps": done.steps,
             "best_step": outcome.progress.best_step if outcome is not None and measured else None,
+            "trained_tokens": outcome.progress.tokens if outcome is not None else 0,
+            "training_seconds": done.seconds,
             "seconds": time.perf_counter() - done.started,
             "valid": metrics.get("valid", {}),
             "test": metrics.get("test", {}),
@@ -170,6 +171,11 @@ class RunResult(SimpleNamespace):
             "signal": outcome.signal if outcome is not None else None,
         }
         return cls(**{**facts, **plan.facts, **more})
+
+    @classmethod
+    def failed(cls, run: str, why: str) -> Self:
+        """Build the result of a run that could not end; most fields are not there."""
+        return cls(run=run, valid={}, test={}, notes=[why], signal=None)
 
 
 def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSchedule:
@@ -191,16 +197,16 @@ def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSc
 def execute(
     config: RunConfig,
     prepare: Callable[[Fabric], Plan],
-    conclude: Callable[[Done], _Result],
+    conclude: Callable[[Done], RunResult],
     *,
     dry_run: bool = False,
     console: Console | None = None,
-) -> _Result | None:
+) -> RunResult | None:
     """Run the skeleton that all verbs share; None after a dry run.
 
     `prepare` builds everything the run needs and writes nothing; `conclude` measures what was
-    trained, and a :class:`RunResult` of it is written to ``result.json``. The first process shows
-    plan and progress on `console`.
+    trained, which is written to ``result.json``; a finished run that is resumed gives what is
+    there. The first process shows plan and progress on `console`.
     """
     started = time.perf_counter()
     resolved = to_yaml(config)
@@ -219,6 +225,10 @@ def execute(
         raise ConfigError(plan.refusal)
     if dry_run:
         return None
+    if config.resume:
+        kept = RunFolder(Path(config.output)).finished_result(resolved, plan.data, config)
+        if kept is not None:
+            return RunResult(**kept)
     with started_run(config, resolved, fabric, plan.data) as run:
         outcome = None
         if plan.trains:
@@ -230,7 +240,7 @@ def execute(
             plan.model.to(fabric.device)
         done = Done(plan, run, fabric, outcome, started)
         result = conclude(done)
-        if isinstance(result, RunResult) and fabric.global_rank == 0 and not done.stopped:
+        if fabric.global_rank == 0 and not done.stopped:
             write_json(run / "result.json", vars(result))
         return result
 
@@ -247,69 +257,9 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def results_table(
-    results: Sequence[Any],
-    facts: Mapping[str, Callable[[Any], str]],
-    splits: Iterable[str],
-    rule: str = " --- |",
-) -> str:
-    """Write facts and metrics of runs as Markdown; nothing that differs between two equal runs."""
-    columns = [(split, name) for split in splits for name in getattr(results[0], split)]
-    rows = [
-        [*(fact(one) for fact in facts.values()),
-         *(f"{getattr(one, split)[name]:.4f}" for split, name in columns)]
-        for one in results
-    ]  # fmt: skip
-    head = [*facts, *(f"{split} {name}" for split, name in columns)]
-    return markdown_table(head, rows, rule) + "\n"
-
-
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Give mean and sample standard deviation (None for a single value)."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, None
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def sweep(
-    config: _Config,
-    members: Mapping[str, Mapping[str, Any]],
-    verb: Callable[..., RunResult | None],
-    data_of: Callable[[_Config], Mapping[str, Any]],
-    summarize: Callable[[list[RunResult]], tuple[dict[str, Any], str | None]],
-    **shown: Any,
-) -> list[RunResult]:
-    """Run `verb` once for each member of a sweep: a folder in the output, and changed settings.
-
-    With ``resume``, finished runs are read from their folders (they must have had the inputs that
-    `data_of` describes now), and the others go on or begin. Unless a signal stopped a run (the
-    last), ``result.json`` holds all results after the record that `summarize` gives, and
-    ``table.md`` its table. `shown` are ``dry_run`` and ``console``.
-    """
-    output = Path(config.output)
-    runs: list[_Config] = []
-    for name, changes in members.items():
-        folder = output / name
-        resume = config.resume and (folder / "config.yaml").is_file()
-        runs.append(replace(config, output=str(folder), resume=resume, **changes))
-        check_run(runs[-1], to_yaml(runs[-1]))
-    results: list[RunResult] = []
-    with contextlib.nullcontext() if shown.get("dry_run") else RunFolder(output).owned():
-        for one in runs:
-            kept = None
-            if one.resume:
-                data = partial(data_of, one)
-                kept = RunFolder(Path(one.output)).finished_result(to_yaml(one), data, one)
-            result = verb(one, **shown) if kept is None else RunResult(**kept)
-            if result is None:
-                continue
-            results.append(result)
-            if result.signal is not None:
-                return results
-        if results:
-            record, table = summarize(results)
-            write_json(output / "result.json", {**record, "runs": [vars(r) for r in results]})
-            if table is not None:
-                write_whole(output / "table.md", table)
-    return results

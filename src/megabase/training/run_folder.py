@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -152,18 +152,18 @@ class RunFolder:
             )
 
     def finished_result(
-        self, resolved: str, data: Callable[[], Mapping[str, Any]], config: Any = None
+        self, resolved: str, data: Mapping[str, Any], config: Any = None
     ) -> dict[str, Any] | None:
         """Give ``result.json`` of a run that is complete and was made with these settings.
 
-        `resolved` are those of `config` as YAML. `data` gives what the run would record of its
-        inputs now; an error when they are others.
+        `resolved` are those of `config` as YAML. `data` is what the run would record of its inputs
+        now; an error when they are others.
         """
-        file = self.path / "result.json"
-        saved = self.path / "config.yaml"
-        if not file.is_file() or _changed_settings(read_text(saved, self.error), resolved, config):
+        file, saved = self.path / "result.json", read_text(self.path / "config.yaml", self.error)
+        free = _FREE - {"patience"}  # one that ended early may go on
+        if not file.is_file() or _changed_settings(saved, resolved, config, free):
             return None
-        self.refuse_changed(data())
+        self.refuse_changed(data)
         values = self.record(file.name)
         with parsing(file, self.error, "expected the result of a run"):
             for split in ("valid", "test"):
@@ -233,10 +233,13 @@ def check_run(config: RunConfig, resolved: str, *, owned: bool = False) -> list[
     return []
 
 
-def _changed_settings(before: str, after: str, config: Any = None) -> dict[str, str]:
+def _changed_settings(
+    before: str, after: str, config: Any = None, free: Collection[str] = _FREE
+) -> dict[str, str]:
     """Compare two saved configurations as :func:`differences` does.
 
-    Free settings are left out, and those that an older version did not have, at their defaults.
+    Settings that are `free` are left out, and those that an older version did not have, at their
+    defaults.
     """
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
@@ -247,7 +250,7 @@ def _changed_settings(before: str, after: str, config: Any = None) -> dict[str, 
     return {
         name: text
         for name, text in found.items()
-        if name.split(".")[0] not in _FREE and not _is_new_default(config, old, name)
+        if name.split(".")[0] not in free and not _is_new_default(config, old, name)
     }
 
 

@@ -159,7 +159,7 @@ def _model_rows(
         write_whole(vcf, head + "".join("\t".join(r.fields) + "\n" for r in table.records))
         score_variants_file(
             model, vcf, store.path, scores, methods=names, window=chosen.window,
-            calibration=chosen.calibration, overwrite=True,
+            calibration=chosen.calibration, workers=chosen.workers, overwrite=True,
         )  # fmt: skip
     frame = read_parquet(scores, InputError)
     facts = {

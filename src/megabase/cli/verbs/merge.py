@@ -48,16 +48,20 @@ def _merge(args: Namespace) -> int:
     target = Path(args.output or str(folders[0]).rpartition(".shard-")[0] or folders[0])
     if not folders[0].is_dir():
         raise InputError(f"there is no shard {folders[0]}")
-    if not (folders[0] / _COMMAND).is_file():
+    held = next((path / _COMMAND for path in folders if (path / _COMMAND).is_file()), None)
+    if held is None:
         raise InputError(
             f"{folders[0]} does not hold the command of a shard; of shards made in Python call "
             "megabase.gather_shards, and the method again with resume=True"
         )
-    command: list[str] = read_json(folders[0] / _COMMAND, OutputError)["command"]
+    command: list[str] = read_json(held, OutputError)["command"]
     parser, verb = build_parser(command[0], f"megabase.cli.verbs.{VERBS[command[0]][0]}")
     again = parser.instantiate(parser.parse_args(command[1:]))
+    if target.suffix.lower() != (was := Path(again.output).suffix).lower():
+        raise InputError(f"{target}: the shards are of a {was} file; name one that ends so")
     again.shard, again.output, again.resume = None, str(target), True
-    again.overwrite = args.overwrite
+    # Nothing is computed: neither workers nor an accelerator are needed.
+    again.overwrite, again.workers, again.device = args.overwrite, 1, "cpu"
     gather_shards(folders, target, args.overwrite)
     return verb.run(again)
 

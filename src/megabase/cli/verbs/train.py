@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,31 +13,40 @@ from megabase.cli.settings_options import add_settings, settings_of
 from megabase.cli.streams import note
 from megabase.cli.tables import print_table
 from megabase.errors import ConfigError, MissingDependencyError
-from megabase.settings import Settings
+from megabase.settings import RunConfig, Settings
 from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.tasks.run import RunResult
+    from megabase.tasks.sweep import Sweep
 
 _MODEL = "model folder, run folder, Hub name or `default`"
 """Help of the model that all verbs here take."""
+_MOST_METRICS = 6
+"""Columns of metrics that are printed of a sweep: they fit on a line; its tables have all."""
 _Config = TypeVar("_Config", bound=Settings)
 
 
 def _add_run(parser: ArgumentParser, config: type[Settings], skip: Iterable[str] = ()) -> None:
-    """Add the settings of a run, and ``--dry-run``."""
+    """Add the settings of a run, ``--dry-run``, and what makes a sweep of it."""
     add = parser.add_argument
     add("--dry-run", action="store_true", help="show the plan and stop before the first step")
+    add("--sweep", type=dict, default={}, help="several runs, one for every combination of values "
+        "of fields, such as '{optim.lr: [1e-3, 6e-4], seed: [1, 2]}': a folder each in OUTPUT, one "
+        "table in OUTPUT/results.tsv, means over seeds in OUTPUT/summary.tsv")  # fmt: skip
+    add("--draws", type=int, help="of --sweep: this many combinations, drawn at random; a field "
+        "may be a range, {low: 1e-4, high: 1e-2, log: true}")  # fmt: skip
+    add("--draw-seed", type=int, default=0, help="seed of --draws")
     add_settings(parser, config, skip)
 
 
-def _add_picture(parser: ArgumentParser, where: str) -> None:
-    """Add ``--picture``; `where` says in the help where the picture goes."""
+def _add_picture(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--picture", metavar="REGION", help="draw the predictions of this region (a contig or "
-        f"chr1:1,001-2,000) over the truth to {where}; needs --predictions")  # fmt: skip
+        "chr1:1,001-2,000) over the truth to picture.png of the run; needs --predictions",
+    )  # fmt: skip
 
 
 def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config:
@@ -49,9 +58,8 @@ def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config
         from megabase.genome.interval import Interval
         from megabase.report.style import require_matplotlib
 
-        if not args.predictions or args.get("seeds"):
-            one = ", and one run (no --seeds)" if "seeds" in args else ""
-            raise ConfigError(f"--picture needs --predictions{one}")
+        if not args.predictions:
+            raise ConfigError("--picture needs --predictions")
         require_matplotlib()
         if ":" in args.picture:
             Interval.parse(args.picture)
@@ -60,58 +68,71 @@ def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config
 
 
 def _runs(
-    args: Namespace, config: Settings, run: Any, several: Any = None, *lists: Sequence[int]
-) -> list[Any]:
-    """Run once, or `several` times for the numbers of `lists`; give the results, none if dry."""
+    args: Namespace, config: RunConfig, run: Any, show: Callable[[RunResult], None]
+) -> tuple[int, list[RunResult]]:
+    """Run once, or a sweep, and show what came of it; give the exit status and the results."""
     from rich.console import Console
 
     quiet = args.quiet and not args.dry_run  # the plan of a dry run is its output
     console = Console(stderr=not sys.stdout.isatty(), quiet=quiet)
-    if any(lists):
-        return several(config, *lists, dry_run=args.dry_run, console=console)
-    result = run(config, dry_run=args.dry_run, console=console)
-    return [] if result is None else [result]
+    swept = None
+    if args.sweep:
+        from megabase.tasks.sweep import sweep
 
-
-def _finish(
-    results: list[Any],
-    show: Callable[[list[Any]], None] = lambda results: None,
-    picture: str | None = None,
-) -> int:
-    """Show the results and draw their pictures; give the exit status."""
-    for result in results:
-        if result.signal is not None:
-            return 128 + result.signal
-    if results:
-        show(results)
-    for result in results if picture is not None else ():
+        options = (args.sweep, args.draws, args.draw_seed)
+        swept = sweep(config, *options, dry_run=args.dry_run, console=console)
+        results = swept.results
+    else:
+        if args.draws is not None:
+            raise ConfigError("--draws is for --sweep, which names the fields and their values")
+        result = run(config, dry_run=args.dry_run, console=console)
+        results = [] if result is None else [result]
+    if results and results[-1].signal is not None:
+        return 128 + results[-1].signal, results
+    if swept is not None and results:
+        _show_sweep(swept, config.output)
+    elif results:
+        show(results[0])
+    for result in results if args.get("picture") else ():
         from megabase.report.nucleotide_plot import save_nucleotide_plot
 
-        run = Path(result.run)
-        target = run / "picture.png"
-        save_nucleotide_plot(run / "predictions.parquet", str(picture), target, overwrite=True)
+        folder = Path(result.run)
+        target = folder / "picture.png"
+        save_nucleotide_plot(folder / "predictions.parquet", args.picture, target, overwrite=True)
         note(f"wrote {target}")
-    return 0
+    return 0, results
 
 
-def _show_table(
-    title: str, unit: str, heads: Mapping[str, Sequence[str]], results: Sequence[Any]
-) -> None:
-    """Print the metrics, one column for each run; `heads` are rows above them, the first on top."""
-    first = results[0]
-    split = next((name for name in ("test", "valid") if getattr(first, name)), None)
-    of = f", {split} ({first.rows[split]:,} {unit})" if split is not None else ""
-    (name, columns), *rows = heads.items()
-    cells = [(name, *texts) for name, texts in rows]
-    for metric in getattr(first, split) if split is not None else ():
-        cells.append((metric, *(f"{getattr(r, str(split))[metric]:.4f}" for r in results)))
-    print_table((name, *(f">{column}" for column in columns)), cells, title=f"{title}{of}")
+def _show_sweep(swept: Sweep, output: str) -> None:
+    """Print the summary, of many metrics the first, and the run that is the best on validation."""
+    known = [name for name in swept.summary.columns if not name.endswith("_sd")]
+    metrics = [name for name in known if name.startswith(("valid_", "test_"))]
+    metrics.sort(key=lambda name: name.partition("_")[2] != swept.monitor)
+    names = [name for name in known if name not in metrics[_MOST_METRICS:]]
+    rows: list[list[str]] = []
+    for row in swept.summary.iter_rows(named=True):
+        rows.append([f"{row[x]:.4g}" if isinstance(row[x], float) else str(row[x]) for x in names])
+        for number, name in enumerate(names):
+            if row.get(f"{name}_sd") is not None:
+                rows[-1][number] += f" (sd {row[f'{name}_sd']:.2g})"
+    print_table(names, rows, title=f"{len(swept.results)} runs of {output}")
+    best = "" if swept.best is None else f"best on validation: {swept.best.run}; "
+    _show_lines([f"{best}results.tsv in {output} has every run"], *swept.results)
 
 
-def _show_lines(lines: Iterable[str], results: Sequence[Any]) -> None:
+def _show_table(title: str, unit: str, heads: Mapping[str, str], result: RunResult) -> None:
+    """Print the metrics; `heads` are rows above them, the first on top."""
+    split = next((name for name in ("test", "valid") if getattr(result, name)), None)
+    of = f", {split} ({result.rows[split]:,} {unit})" if split is not None else ""
+    (name, column), *rows = heads.items()
+    measured = getattr(result, split).items() if split is not None else ()
+    cells = [*rows, *((metric, f"{value:.4f}") for metric, value in measured)]
+    print_table((name, f">{column}"), cells, title=f"{title}{of}")
+
+
+def _show_lines(lines: Iterable[str], *results: RunResult) -> None:
     """Print lines, and the notes of the runs, each once."""
-    notes = dict.fromkeys(f"note: {text}" for result in results for text in result.notes)
-    for line in (*lines, *notes):
+    for line in (*lines, *dict.fromkeys(f"note: {text}" for one in results for text in one.notes)):
         print(line)
 
 
@@ -126,16 +147,14 @@ def _pretrain(args: Namespace) -> int:
     config = _settings(PretrainConfig, args)
     from megabase.tasks.pretrain import pretrain
 
-    return _finish(_runs(args, config, pretrain))
+    return _runs(args, config, pretrain, lambda result: None)[0]
 
 
 def _add_finetune(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("start", nargs="?", metavar="MODEL",
         help=f"{_MODEL} (the same as --model); none: see --family and --preset")  # fmt: skip
-    add("--seeds", type=list[int], default=[], help="several runs, one for each seed, in "
-        "OUTPUT/seed-N; mean and spread in OUTPUT/result.json")  # fmt: skip
-    _add_picture(parser, "OUTPUT/picture.png")
+    _add_picture(parser)
     _add_run(parser, FinetuneConfig)
 
 
@@ -149,42 +168,28 @@ def _finetune(args: Namespace) -> int:
     was saved.
     """
     config = _settings(FinetuneConfig, args, model=args.start or args.model)
-    from megabase.tasks.finetune import finetune, finetune_seeds
+    from megabase.tasks.finetune import finetune
 
-    results = _runs(args, config, finetune, finetune_seeds, args.seeds)
-    return _finish(results, _show_finetuned, args.picture)
+    return _runs(args, config, finetune, _show_finetuned)[0]
 
 
-def _show_finetuned(results: list[RunResult]) -> None:
-    """Print the metrics of one run, or mean and standard deviation of several."""
-    from megabase.tasks.run import spread
-
-    first = results[0]
-    splits = [split for split in ("valid", "test") if getattr(first, split)]
-    runs = f", mean of {len(results)} runs" if len(results) > 1 else ""
-    rows: list[list[str]] = []
-    for name in getattr(first, splits[0]) if splits else ():
-        rows.append([name])
-        for split in splits:
-            mean, sd = spread([getattr(result, split)[name] for result in results])
-            rows[-1].append(f"{mean:.4f}" if sd is None else f"{mean:.4f} (sd {sd:.4f})")
+def _show_finetuned(result: RunResult) -> None:
+    """Print the metrics."""
+    splits = [split for split in ("valid", "test") if getattr(result, split)]
+    rows = [
+        (name, *(f"{getattr(result, split)[name]:.4f}" for split in splits))
+        for name in (getattr(result, splits[0]) if splits else ())
+    ]
     if splits:
-        head = ("metric", *(f">{split} ({first.rows[split]:,})" for split in splits))
-        title = f"{first.family}, {first.parameters:,} parameters{runs}"
-        print_table(head, rows, title=title)
-    speed = sum(result.tokens_per_second for result in results) / len(results)
-    seconds = sum(result.seconds for result in results)
-    text = f"{speed:,.0f} training tokens/s, {seconds:,.0f} s in all; result.json beside each run"
-    _show_lines([text], results[:1])
+        head = ("metric", *(f">{split} ({result.rows[split]:,})" for split in splits))
+        print_table(head, rows, title=f"{result.family}, {result.parameters:,} parameters")
+    speed = f"{result.tokens_per_second:,.0f} training tokens/s, {result.seconds:,.0f} s in all"
+    _show_lines([f"{speed}; {result.run}/result.json has all numbers"], result)
 
 
 def _add_prompt(parser: ArgumentParser) -> None:
     parser.add_argument("model", help=_MODEL)
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[], help="several prompts, one of each number of "
-        "tokens, in OUTPUT/length-N; all metrics in OUTPUT/table.md and OUTPUT/result.json",
-    )  # fmt: skip
-    _add_picture(parser, "picture.png in the folder of each run")
+    _add_picture(parser)
     _add_run(parser, PromptConfig, skip={"model"})
 
 
@@ -193,13 +198,12 @@ def _prompt(args: Namespace) -> int:
 
     MODEL is a model folder, a run folder, a Hub name or `default`. Only the soft-prompt tokens (and
     a head, with --prompt.answer head) are trained; OUTPUT/prompt holds them, a few kilobytes, with
-    the name and the hash of the model. With --lengths one prompt of each length is learned and one
-    table is written. Every option can stand in a recipe (--config). Exit status: 0 at the end of
-    the run, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a checkpoint
-    was saved.
+    the name and the hash of the model. Of a --sweep of prompt.length alone a picture is drawn, too.
+    Every option can stand in a recipe (--config). Exit status: 0 at the end of the run, 2 for
+    invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a checkpoint was saved.
     """
     config = _settings(PromptConfig, args)
-    plot = bool(args.lengths)
+    plot = list(args.sweep) == ["prompt.length"]
     if plot:
         from megabase.report.style import require_matplotlib
 
@@ -208,10 +212,9 @@ def _prompt(args: Namespace) -> int:
         except MissingDependencyError as error:  # said before the training
             note(f"no picture: {error}")
             plot = False
-    from megabase.tasks.prompt import learn_prompt, prompt_lengths
+    from megabase.tasks.prompt import learn_prompt
 
-    results = _runs(args, config, learn_prompt, prompt_lengths, args.lengths)
-    status = _finish(results, _show_prompts, args.picture)
+    status, results = _runs(args, config, learn_prompt, _show_prompt)
     if plot and results and not status:
         _draw_lengths(results, Path(config.output) / "lengths.svg")
     return status
@@ -238,29 +241,22 @@ def _draw_lengths(results: list[RunResult], path: Path) -> None:
     note(f"wrote {path}")
 
 
-def _show_prompts(results: list[RunResult]) -> None:
-    """Print the metrics, one column for each prompt."""
-    first = results[0]
+def _show_prompt(result: RunResult) -> None:
+    """Print the metrics."""
     heads = {
-        "soft-prompt tokens": [str(result.length) for result in results],
-        "parameters trained": [f"{result.trained_parameters:,}" for result in results],
-        "bytes saved": [f"{result.prompt_bytes:,}" for result in results],
+        "soft-prompt tokens": str(result.length),
+        "parameters trained": f"{result.trained_parameters:,}",
+        "bytes saved": f"{result.prompt_bytes:,}",
     }
-    title = f"prompts for {first.model}, answer by {first.answer}"
-    _show_table(title, "sequences", heads, results)
-    seconds = sum(result.seconds for result in results)
-    folders = f"{first.run}/prompt" if len(results) == 1 else "the folder prompt of each run"
-    text = f"{seconds:,.0f} s in all; the model is unchanged; {folders} holds what was learned"
-    _show_lines([text], results)
+    _show_table(
+        f"prompts for {result.model}, answer by {result.answer}", "sequences", heads, result
+    )
+    kept = f"the model is unchanged; {result.run}/prompt holds what was learned"
+    _show_lines([f"{result.seconds:,.0f} s in all; {kept}"], result)
 
 
 def _add_icl(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", help=_MODEL)
-    add("--shots-list", type=int, nargs="+", default=[], help="several numbers of shots, in "
-        "OUTPUT/shots-K; all metrics in OUTPUT/table.md and OUTPUT/result.json")  # fmt: skip
-    add("--samples-list", type=int, nargs="+", default=[],
-        help="several numbers of training queries, for --tune prompt or all")  # fmt: skip
+    parser.add_argument("model", help=_MODEL)
     _add_run(parser, InContextConfig, skip={"model"})
 
 
@@ -270,33 +266,31 @@ def _icl(args: Namespace) -> int:
     MODEL is a model folder, a run folder, a Hub name or `default`. Each query is a sequence behind
     --shots demonstrations of each class with their labels, drawn from the training rows; the
     model's next token is the answer. --tune prompt first learns a soft prompt (the model is
-    frozen), --tune all trains every weight on such queries (instruction tuning). With several
-    --shots-list or --samples-list numbers every combination is run and one table is written. Exit
-    status: 0 at the end of the run, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped
-    it after a checkpoint was saved.
+    frozen), --tune all trains every weight on such queries (instruction tuning). Exit status: 0 at
+    the end of the run, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a
+    checkpoint was saved.
     """
     config = _settings(InContextConfig, args)
-    from megabase.tasks.in_context import in_context, in_context_grid
+    from megabase.tasks.in_context import in_context
 
-    lists = (args.shots_list, args.samples_list)
-    return _finish(_runs(args, config, in_context, in_context_grid, *lists), _show_in_context)
+    return _runs(args, config, in_context, _show_in_context)[0]
 
 
-def _show_in_context(results: list[RunResult]) -> None:
-    """Print the metrics, one column for each run."""
+def _show_in_context(result: RunResult) -> None:
+    """Print the metrics."""
     heads = {
-        "shots": [str(result.shots) for result in results],
-        "training queries": [f"{result.samples:,}" for result in results],
-        "tokens": [f"{result.tokens:,}" for result in results],
-    }
-    _show_table(f"{results[0].model}, tuned: {results[0].tune}", "queries", heads, results)
-    _show_lines((), results)
+        "shots": str(result.shots), "training queries": f"{result.samples:,}",
+        "tokens": f"{result.tokens:,}",
+    }  # fmt: skip
+    _show_table(f"{result.model}, tuned: {result.tune}", "queries", heads, result)
+    _show_lines((), result)
 
 
 # fmt: off
 VERBS = {
     "pretrain": Verb(partial(_add_run, config=PretrainConfig), _pretrain, (
         "megabase pretrain --config recipe.yaml --dry-run",
+        "megabase pretrain --config recipe.yaml --sweep '{optim.lr: [1e-3, 6e-4]}'",
         "megabase pretrain --config recipe.yaml --resume",
     )),
     "finetune": Verb(_add_finetune, _finetune, (
