@@ -415,12 +415,10 @@ def published_split(
 ) -> tuple[_Rows, _Rows]:
     """Split training rows into validation and training as the Caduceus paper does.
 
-    ``torch.utils.data.random_split`` with the two `shares` and a generator of this seed (1 to 5 in
-    the paper, arXiv 2403.03234): the first part is validation, and rows left over by rounding go to
-    the parts in turn.
+    The first part of ``random_split`` with the two `shares` and a generator of this seed (1 to 5 in
+    the paper, arXiv 2403.03234) is validation.
     """
-    sizes = [int(rows * share) for share in shares]
-    for i in range(rows - sum(sizes)):
-        sizes[i % len(sizes)] += 1
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
-    return order[: sizes[0]], order[sizes[0] :]
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.utils.data.random_split(range(rows), shares, generator)  # pyright: ignore[reportArgumentType]
+    cut, kept = (np.array(part.indices, dtype=np.int64) for part in parts)
+    return cut, kept

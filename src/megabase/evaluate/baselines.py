@@ -102,7 +102,6 @@ def fit_baseline(
     chooses, `names` are measured. InputError where overlap has labels that are not classes, or a
     metric without a value on validation.
     """
-    require_baseline()
     started = time.perf_counter()
     if lengths is None:
         best = _choose(_overlaps(splits), splits, metric, {})
