@@ -81,9 +81,9 @@ def read_interval_text(
         sequences.append(alphabet.decode(store.fetch(wide, "n")))
         intervals.append(replace(wide, start=max(0, first), end=min(last, size)))
     if past:
-        text = f"{past:,} of {len(sequences):,} intervals of {path} reach past the end of their "
-        text += "contig once they are widened; N stands for the missing bases"
-        warn(text, IntervalWarning)
+        where = f"{past:,} of {len(sequences):,} intervals of {path} reach past the end of their"
+        what = "contig once they are widened; N stands for the missing bases"
+        warn(f"{where} {what}", IntervalWarning)
     names = [f"{path}, row {i + 1:,} ({where})" for i, where in enumerate(intervals)]
     found = LabelTable(str(path), sequences, labels, columns, names, tuple(intervals))
     return found.checked()

@@ -243,8 +243,11 @@ def median_by_group(
     label that has both answers.
     """
     values = _by_label(name, outputs, labels)
-    own = {group: [x for x in values[slice(*span)] if x == x] for group, span in groups.items()}
-    return {group: float(np.median(known)) if known else math.nan for group, known in own.items()}
+    found: dict[str, float] = {}
+    for group, span in groups.items():
+        known = [value for value in values[slice(*span)] if not math.isnan(value)]
+        found[group] = float(np.median(known)) if known else math.nan
+    return found
 
 
 def _mean(values: list[float]) -> float:
