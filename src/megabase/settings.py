@@ -482,7 +482,7 @@ class StartConfig(Settings):
     dnabert or bigbird."""
     preset: str | None = None
     """Shape of a new model with fresh weights: that of a published checkpoint (``megabase info
-    --presets`` lists them)."""
+    --list`` lists them)."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration, by name; they win over the preset, and over the settings
     of a model that is loaded."""

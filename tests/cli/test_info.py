@@ -47,14 +47,29 @@ def test_more_positions_need_more_memory(folder: Path, capsys: pytest.CaptureFix
     assert needed[0]["training_step_bytes"] < needed[1]["training_step_bytes"]
 
 
-def test_the_table_of_presets(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "--presets"]) == 0
+def test_the_models_known_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--list"]) == 0
     said = capsys.readouterr().out
-    assert "hyenadna-large-1m-seqlen" in said
-    assert "6,550,528" in said
-    assert main(["info", "--presets", "--json"]) == 0
+    first, *_, last = said.splitlines()[1:]
+    assert first.startswith("default ")  # those with weights come first
+    assert "a shape without weights" in last
+    (line,) = [line for line in said.splitlines() if "hyenadna-large-1m-seqlen" in line]
+    assert all(text in line for text in ("6,550,528", "1,000,000", "15.1 GB", "BSD-3-Clause"))
+    assert main(["info", "--list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["hyenadna-tiny-1k-seqlen"]["parameters"] == 436_096
+    # Whatever can be fetched says under which terms, and what for.
+    fetched = [row for row in rows.values() if row["hub"] or row["checkpoint"]]
+    assert len(fetched) == 7 + 6 + 4
+    assert all(row["license"] and "without" not in row["use"] for row in fetched)
+
+
+def test_the_list_and_the_description_estimate_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info", "default", "--length", "1024", "--json"])
+    described = json.loads(capsys.readouterr().out)["memory"]["inference_bytes"]
+    main(["info", "--list", "--json"])
+    listed = json.loads(capsys.readouterr().out)[0]["scoring_bytes"]
+    assert listed == pytest.approx(described, rel=0.01)
 
 
 def test_bad_input(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

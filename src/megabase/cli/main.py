@@ -40,7 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "icl": ("train", "few-shot in-context classification"),
     "benchmark": ("benchmark", "models on benchmark suites: leaks, seeds, one table"),
     "convert": ("models", "turn a published checkpoint into a model folder"),
-    "info": ("models", "describe a model: kind, size, limits; list the presets"),
+    "info": ("models", "describe a model: kind, size, limits; list those known by name"),
     "publish": ("models", "send a run to the Hugging Face Hub, with a card made of its records"),
     "doctor": ("installation", "check this installation, and how to repair it"),
     "completion": ("installation", "print a completion script for a shell"),

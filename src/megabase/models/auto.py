@@ -6,6 +6,7 @@ it, never a freshly drawn number.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 import re
@@ -69,7 +70,7 @@ def resolve_model(spec: str | Path | None = None) -> Path:
     if repository := _repository(spec, "hub"):
         return _folder(_fetch(repository, _HUB_FILES))
     raise ModelError(
-        f"{spec}: there is no such folder, and it is neither a preset (megabase info --presets) "
+        f"{spec}: there is no such folder, and it is neither a preset (megabase info --list) "
         "nor a Hub repository (owner/name)"
     )
 
@@ -117,7 +118,30 @@ def _fetch(repository: str, patterns: Sequence[str]) -> Path:
         raise ModelError(
             f"{repository}: is not a local folder, and cannot be fetched from the Hub ({reason})"
         ) from error
+    for file in filter(Path.is_symlink, folder.iterdir()):
+        _require_intact(file)
     return folder
+
+
+def _require_intact(file: Path) -> None:
+    """Compare a file of the cache with its checksum, which is the name of what it links to.
+
+    That is a sha256, or, of small files, git's sha1; mirrors that give neither are not checked.
+    """
+    blob = file.resolve()
+    if not blob.is_file() or len(blob.name) not in (40, 64):
+        return
+    with blob.open("rb") as content:
+        if len(blob.name) == 64:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        else:
+            git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+            found = hashlib.file_digest(content, git.copy).hexdigest()
+    if found != blob.name:
+        raise ModelError(
+            f"{file}: is damaged: its checksum is {found}, that of the Hub {blob.name}; "
+            f"delete {blob}, and it is fetched again"
+        )
 
 
 def find_checkpoint(spec: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Published model shapes by name; ``megabase info --presets`` prints the table."""
+"""Published model shapes by name; ``megabase info --list`` prints the table."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class Preset:
     """Hub repository of the original checkpoint, for ``megabase convert``."""
     source: str = ""
     """Where the shape is published."""
+    license: str = ""
+    """Of the published weights, as their authors say; the card on the Hub decides."""
+    use: str = "a shape without weights, to train"
+    """What it is good for."""
 
 
 _NARROW = {
@@ -58,7 +62,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
         f"caduceus-{kind}-{length // 1024}k-d{width}-n{layers}", "caduceus",
         {"d_model": width, "n_layer": layers, "rcps": kind == "ps", "max_seq_len": length},
         parameters, length, hub=f"kuleshov-group/caduceus-{kind}_{shape}",
-        source="arXiv 2403.03234",
+        source="arXiv 2403.03234", license="Apache-2.0",
+        use="human, from both sides: masked variants, labels",
     ) for kind in ("ph", "ps") for shape, width, layers, length, parameters in (
         ("seqlen-1k_d_model-118_n_layer-4_lr-8e-3", 118, 4, 1_024, 470_702),
         ("seqlen-1k_d_model-256_n_layer-4_lr-8e-3", 256, 4, 1_024, 1_934_592),
@@ -83,6 +88,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
         f"dnabert-{k}", "dnabert", {"k": k}, parameters, 509 + k,
         checkpoint=f"zhihan1996/DNA_bert_{k}",
         source="doi 10.1093/bioinformatics/btab083; encoder and pooler",
+        license="Apache-2.0", use="human promoters and sites: fine-tune it, after convert",
     ) for k, parameters in ((3, 86_094_336), (4, 86_241_792), (5, 86_831_616), (6, 89_190_912))),
     Preset(
         "dnabert-6-narrow", "dnabert", {"k": 6, **_NARROW}, 1_004_032, 515,
@@ -94,6 +100,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
         {"d_model": width, "n_layer": layers, "d_inner": 4 * width, "max_seq_len": length + 2},
         parameters, length, hub=f"LongSafari/hyenadna-{name}-hf",
         checkpoint=f"LongSafari/hyenadna-{name}", source="arXiv 2306.15794",
+        license="BSD-3-Clause", use="human, next base: score, variants, generate, fine-tune",
     ) for name, width, layers, length, parameters in (
         ("tiny-1k-seqlen", 128, 2, 1_024, 436_096),
         ("tiny-1k-seqlen-d256", 256, 2, 1_024, 1_641_088),
@@ -119,5 +126,5 @@ def find_preset(name: str) -> Preset:
             return preset
     near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4) or list(PRESETS)
     raise MegabaseError(
-        f"there is no preset {name!r}; near it: {', '.join(near)} (megabase info --presets)"
+        f"there is no preset {name!r}; near it: {', '.join(near)} (megabase info --list)"
     )

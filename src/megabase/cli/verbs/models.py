@@ -83,17 +83,18 @@ def _add_info(parser: ArgumentParser) -> None:
     add("--length", type=int, help="tokens of each input in the memory estimate (default: the "
         "longest input)")  # fmt: skip
     add("--batch", default=1, type=int, help="inputs in one batch of the estimate")
-    add("--presets", action="store_true", help="list the published shapes")
+    add("--list", action="store_true", help="list the models known by name: size, longest "
+        "training input, memory for scoring one, license of the weights, use")  # fmt: skip
     add("--json", action="store_true", help="print everything as JSON")
 
 
 def _info(args: Namespace) -> int:
-    """Describe a model, its inputs and the memory it needs; or list the published shapes.
+    """Describe a model, its inputs and the memory it needs; or list the models known by name.
 
     The memory is an estimate for float32 on a CPU, meant to be right within a third.
     """
-    if args.presets:
-        _presets(args.json)
+    if args.list:
+        _list(args.json)
         return 0
     from megabase.models.describe import describe
 
@@ -120,14 +121,20 @@ def _memory(model: dict[str, Any], length: int | None, batch: int) -> dict[str, 
     from megabase.models.describe import step_memory
 
     step = step_memory(model, batch, length)
-    scoring = batch * length * (_SCORING_VALUES * 4 * model["width"] + 12 * (model["columns"] or 0))
     stored = 4 * model["constants"]
+    scoring = _scoring(model["parameters"], batch * length, model["width"], model["columns"] or 0)
     return {
         "length": length,
         "batch": batch,
-        "inference_bytes": _PROCESS_BYTES + 4 * model["parameters"] + stored + scoring,
+        "inference_bytes": scoring + stored,
         "training_step_bytes": step["total"] + stored,
     }
+
+
+def _scoring(parameters: int, positions: int, width: int, columns: int) -> int:
+    return (
+        _PROCESS_BYTES + 4 * parameters + positions * (_SCORING_VALUES * 4 * width + 12 * columns)
+    )
 
 
 def _size(count: int) -> str:
@@ -169,20 +176,32 @@ def _show_model(model: dict[str, Any], memory: dict[str, int] | None, used_defau
     print_facts(facts)
 
 
-def _presets(as_json: bool) -> None:
+def _list(as_json: bool) -> None:
     from megabase.models.presets import PRESETS
 
+    packaged = dataclasses.replace(
+        PRESETS["hyenadna-tiny-1k-seqlen"], name="default", hub=None, checkpoint=None,
+        source="in the package", license="Apache-2.0", use="to try the commands: human chr20 alone",
+    )  # fmt: skip
+    rows = []
+    for one in sorted((packaged, *PRESETS.values()), key=lambda one: not one.license):
+        # A convolutional network has no width, and needs little.
+        width = one.config.get("d_model", 768 if one.family in ("bigbird", "dnabert") else 0)
+        width = one.config.get("hidden_size", width)
+        tokens = min(one.length, 4096) if one.family == "bigbird" else one.length
+        memory = _scoring(one.parameters, tokens, width, 16) if width else None
+        shape = dataclasses.asdict(dataclasses.replace(one, config=dict(one.config)))
+        rows.append({**shape, "scoring_bytes": memory})
     if as_json:
-        presets = PRESETS.values()
-        rows = [{**dataclasses.asdict(one), "config": dict(one.config)} for one in presets]
         print(json.dumps(rows, indent=2))
         return
     print_table(
-        ("preset", "family", ">parameters", ">bases", "repository"),
+        ("model", ">parameters", ">bases", ">memory", "license", "good for"),
         [
-            (one.name, one.family, f"{one.parameters:,}", f"{one.length:,}",
-             one.hub or one.checkpoint or "")
-            for one in PRESETS.values()
+            (one["name"], f"{one['parameters']:,}", f"{one['length']:,}",
+             _size(one["scoring_bytes"]) if one["scoring_bytes"] else "", one["license"],
+             one["use"])
+            for one in rows
         ],
     )  # fmt: skip
 
@@ -228,6 +247,6 @@ VERBS = {
     "info": Verb(_add_info, _info, (
         "megabase info",
         "megabase info runs/mine --length 1024 --batch 32",
-        "megabase info --presets",
+        "megabase info --list",
     )),
 }
