@@ -14,21 +14,15 @@ import torch
 from torch import Tensor
 
 from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
-from megabase.layers.mamba import BidirectionalMamba, make_norm
-from megabase.layers.rcps import (
-    RCPSAddNorm,
-    RCPSBlock,
-    RCPSEmbedding,
-    RCPSHead,
-    _join_strands,
-    _RCPSWrapper,
-    split_strands,
-)
 from megabase.models.caduceus import (
     CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
+    _Block,
+    _RCPSEmbedding,
+    _RCPSHead,
+    _split_strands,
 )
 
 COMPLEMENT = torch.tensor(COMPLEMENT_TOKEN_IDS)
@@ -202,28 +196,21 @@ def test_without_equivariance_the_strand_matters() -> None:
 def test_each_layer_is_equivariant() -> None:
     torch.manual_seed(4)
     width, ids = 6, ids_of(15)
-    embedding = RCPSEmbedding(16, width, COMPLEMENT_TOKEN_IDS)
+    embedding = _RCPSEmbedding(16, width, COMPLEMENT_TOKEN_IDS)
     hidden = embedding(ids)
     check(turned(embedding(reverse_complement(ids))), hidden)
-    given, other = split_strands(hidden)
-    assert torch.equal(_join_strands(given, other), hidden)
+    given, other = _split_strands(hidden)
+    assert torch.equal(given, embedding.embedding(ids))
     assert torch.equal(other, embedding.embedding(reverse_complement(ids)))
     hidden, residual = torch.randn(2, 3, 15, 2 * width)
-    mixer = BidirectionalMamba(width, d_state=3)
-    for name, parameter in mixer.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.3) if "A_log" not in name else parameter.zero_()
-    wrapper = _RCPSWrapper(mixer)
-    check(turned(wrapper(turned(hidden))), wrapper(hidden))
-    for rms in (True, False):
-        norm = make_norm(width, rms)
-        for parameter in norm.parameters():
-            torch.nn.init.normal_(parameter)
-        pairs: list[Any] = [RCPSAddNorm(norm)]
-        pairs += [RCPSBlock(norm, mixer, fused) for fused in (True, False)]
-        for layer in pairs:
-            want = layer(hidden, residual)
-            got = layer(turned(hidden), turned(residual))
-            for one, two in zip(got, want, strict=True):
-                check(turned(one), two)
-    head = RCPSHead(width, 16, COMPLEMENT_TOKEN_IDS)
+    for rms, fused in ((True, True), (True, False), (False, True), (False, False)):
+        layer = _Block(CaduceusConfig(d_model=width, rcps=True, rms_norm=rms, fused_add_norm=fused))
+        for name, parameter in layer.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.3) if "A_log" not in name else parameter.zero_()
+        check(turned(layer.mixer(turned(hidden))), layer.mixer(hidden))
+        want = layer(hidden, residual)
+        got = layer(turned(hidden), turned(residual))
+        for one, two in zip(got, want, strict=True):
+            check(turned(one), two)
+    head = _RCPSHead(width, 16, COMPLEMENT_TOKEN_IDS)
     check(head(turned(hidden)).flip(1)[..., COMPLEMENT], head(hidden))

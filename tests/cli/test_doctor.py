@@ -55,12 +55,12 @@ def test_a_copy_that_is_not_installed_is_checked_all_the_same(
 def test_an_operator_that_computes_something_else_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = long_conv.long_conv_reference
+    right = long_conv._long_conv_reference
 
     def wrong(*args: Any, **kwargs: Any) -> torch.Tensor:
         return right(*args, **kwargs) * 1.01
 
-    monkeypatch.setattr(long_conv, "long_conv_reference", wrong)
+    monkeypatch.setattr(long_conv, "_long_conv_reference", wrong)
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "wrong    HyenaDNA, fast" in shown

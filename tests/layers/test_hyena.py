@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from megabase.errors import InputError, MegabaseError
 from megabase.layers.hyena import (
     Bidirectional,
-    ExponentialWindow,
     FilterLayout,
     FilterOptions,
     HyenaFilter,
     HyenaOperator,
     PositionalFeatures,
+    _ExponentialWindow,
     _published_two_sided,
 )
 from megabase.layers.incremental import BackboneSteps
@@ -134,7 +134,7 @@ def test_taps_stay_float32_under_autocast() -> None:
 
 
 def test_positional_features_of_the_worked_example() -> None:
-    z, t = PositionalFeatures(5, 6).tables()
+    z, t = PositionalFeatures(5, 6).tables().values()
     rows = [
         [0.0, 1.0, 1.0, 0.0, 0.0],
         [0.2, 1.0, 0.5, -1.0472e-4, -0.86603],
@@ -148,7 +148,7 @@ def test_positional_features_of_the_worked_example() -> None:
 
 
 def test_window_decays_and_shifts() -> None:
-    window = ExponentialWindow(8, shift=0.05)
+    window = _ExponentialWindow(8, shift=0.05)
     values = window(torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(values[:, 0], torch.full((8,), 1.05))
     torch.testing.assert_close(values[0, 1].item(), math.exp(math.log(0.01) / 1.5) + 0.05)

@@ -23,8 +23,8 @@ from megabase.models.caduceus import (
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
     CaduceusModel,
+    convert,
 )
-from megabase.models.caduceus.convert import convert
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS

@@ -14,8 +14,8 @@ from megabase.models.cnn import (
     SHORTEST,
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
+    convert,
 )
-from megabase.models.cnn.convert import convert
 from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.table import LetterTokenizer

@@ -17,11 +17,9 @@ from transformers import AutoModelForSequenceClassification
 from megabase.errors import CheckpointError, OutputError
 from megabase.models.auto import load_model
 from megabase.models.checkpoints.convert import _model_from_weights, convert_checkpoint
-from megabase.models.checkpoints.published import renamed
-from megabase.models.checkpoints.reader import read_weights
+from megabase.models.checkpoints.reader import read_weights, renamed
 from megabase.models.families import FAMILIES
-from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.hyenadna.convert import NAME_RULES
+from megabase.models.hyenadna import NAME_RULES, HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 
 NAMING = Path(__file__).parents[1] / "golden" / "hyena_naming"

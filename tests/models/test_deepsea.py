@@ -12,11 +12,12 @@ from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea import (
+    KIPOI_NAMES,
     DeepSEAConfig,
     DeepSEAForSequenceClassification,
     _average_logits,
+    convert,
 )
-from megabase.models.deepsea.convert import KIPOI_NAMES, convert
 from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS
 

@@ -18,8 +18,8 @@ from megabase.models.dnabert import (
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
     DNABERTModel,
+    convert,
 )
-from megabase.models.dnabert.convert import convert
 from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.kmer import DNABERTTokenizer

@@ -21,8 +21,8 @@ from megabase.models.mamba import (
     MambaForSequenceClassification,
     MambaForTokenClassification,
     MambaModel,
+    convert,
 )
-from megabase.models.mamba.convert import convert
 from megabase.models.presets import PRESETS
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from megabase.layers.backbone import Block
 from megabase.layers.hyena import FilterOptions, HyenaOperator
-from megabase.layers.mamba import BidirectionalMamba, LayerNorm, RMSNorm
-from megabase.layers.rcps import RCPSBlock
+from megabase.layers.mamba import Norm
+from megabase.models.caduceus import CaduceusConfig, _Block
 from megabase.ops import backend
 from megabase.ops import hyena_mixer as hyena_mixer_module
 from megabase.ops.causal_conv import causal_conv
@@ -180,14 +180,15 @@ def _block() -> torch.nn.Module:
 
 def _caduceus_block() -> torch.nn.Module:
     torch.manual_seed(0)
-    mixer = BidirectionalMamba(4, d_state=2)
+    block = _Block(CaduceusConfig(d_model=4, rcps=True, ssm_cfg={"d_state": 2}))
+    mixer = block.mixer.submodule
     for direction in (mixer.mamba_fwd, mixer.mamba_rev):
         torch.nn.init.normal_(direction.A_log)
         torch.nn.init.normal_(direction.D)
     mixer.mamba_rev.in_proj, mixer.mamba_rev.out_proj = (
         mixer.mamba_fwd.in_proj, mixer.mamba_fwd.out_proj
     )  # fmt: skip
-    return RCPSBlock(RMSNorm(4), mixer)
+    return block
 
 
 @pytest.mark.parametrize("make", [_block, _caduceus_block])
@@ -201,7 +202,7 @@ def test_blocks(make: Callable[[], torch.nn.Module], monkeypatch: pytest.MonkeyP
 
 
 def test_a_layer_norm_block_of_a_mamba_model() -> None:
-    norm = LayerNorm(4)
+    norm = Norm(4, rms=False)
     x = _draw(2, 3, 4)
     with backend.override("triton"):
         from megabase.layers.mamba import add_norm as layer_add_norm

@@ -46,9 +46,9 @@ def test_an_accelerator_has_the_plain_path_unless_the_definitions_are_asked_for(
     here = torch.empty(1)
     with FakeTensorMode():
         there = torch.empty(1, device="cuda")
-    assert not backend.on_accelerator(here)
-    assert not backend.on_accelerator(torch.empty(1, device="meta"))
-    assert backend.on_accelerator(there)
+    assert not backend._on_accelerator(here)
+    assert not backend._on_accelerator(torch.empty(1, device="meta"))
+    assert backend._on_accelerator(there)
     for name in ("kernels", "fast") if kernels.package() else ("fast",):
         with backend.override(name):
             assert backend.use_plain(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,10 @@ from operator_cases import FUNCTIONS, B, D, L, N, tensors
 from torch.utils.flop_counter import FlopCounterMode
 
 from megabase.ops import backend, kernels
-from megabase.ops.long_conv import _transform_flops, fft_length
+from megabase.ops.long_conv import fft_length
 
-TRANSFORMS = (2 * B + 1) * D * _transform_flops(fft_length(2 * L - 1))
+POINTS = fft_length(2 * L - 1)
+TRANSFORMS = (2 * B + 1) * D * round(2.5 * POINTS * math.log2(POINTS))
 MATRIX = 2 * B * D * L * L
 """What the definition's matrix of all pairs of positions counts in place of the transforms."""
 BEYOND = {"short_conv": 96, "long_conv": 0, "hyena_mixer": 3 * 96}

@@ -10,7 +10,7 @@ from torch import Tensor
 from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops import long_conv as module
-from megabase.ops.long_conv import fft_length, long_conv, long_conv_reference
+from megabase.ops.long_conv import _long_conv_reference, fft_length, long_conv
 
 LENGTHS = (1, 2, 3, 63, 64, 251, 1000, 1024)
 
@@ -33,7 +33,7 @@ def _grads(y: Tensor, inputs: list[Tensor], weight: Tensor) -> tuple[Tensor, ...
 def test_equals_the_reference_in_double(length: int, two_sided: bool) -> None:
     inputs = _inputs(length, two_sided)
     weight = torch.randn(3, 5, length, dtype=torch.float64)
-    want = long_conv_reference(*inputs, two_sided=two_sided)
+    want = _long_conv_reference(*inputs, two_sided=two_sided)
     got = long_conv(*inputs, two_sided=two_sided)
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
     for name, ours, theirs in zip(
@@ -51,9 +51,9 @@ def test_the_reference_is_the_same_some_rows_at_a_time(
 ) -> None:
     inputs = _inputs(63, two_sided)
     weight = torch.randn(3, 5, 63, dtype=torch.float64)
-    whole = long_conv_reference(*inputs, two_sided=two_sided)
+    whole = _long_conv_reference(*inputs, two_sided=two_sided)
     monkeypatch.setattr(module, "_MATRIX_ELEMENTS", 5 * 63 * 10)
-    parts = long_conv_reference(*inputs, two_sided=two_sided)
+    parts = _long_conv_reference(*inputs, two_sided=two_sided)
     torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-12)
     for some, all_ in zip(
         _grads(parts, inputs, weight), _grads(whole, inputs, weight), strict=True
@@ -106,7 +106,7 @@ def test_blocks_do_not_change_values(samples: int, monkeypatch: pytest.MonkeyPat
 )
 def test_half_inputs_are_summed_in_float32(dtype: torch.dtype, tolerance: float) -> None:
     u, k, skip = (x.detach() for x in _inputs(1000, False))
-    want = long_conv_reference(u.to(dtype).double(), k, skip)
+    want = _long_conv_reference(u.to(dtype).double(), k, skip)
     got = long_conv(u.to(dtype), k.float(), skip.float())
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, atol=tolerance * 30, rtol=tolerance)
@@ -141,7 +141,7 @@ def test_backend_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("megabase.ops.long_conv._forward", lambda *_: "fast")
         assert long_conv(*inputs) == "fast"
-    monkeypatch.setattr(module, "long_conv_reference", lambda *_, **__: "reference")
+    monkeypatch.setattr(module, "_long_conv_reference", lambda *_, **__: "reference")
     with backend.override("reference"):
         assert long_conv(*inputs) == "reference"
 

@@ -11,7 +11,7 @@ from operator_cases import tensors
 from torch import Tensor
 
 from megabase.ops import backend, kernels
-from megabase.ops.registry import FLOATS, SINGLE_OR_DOUBLE
+from megabase.ops.registry import FLOATS
 
 BFLOAT = torch.bfloat16
 IN_CPP = {"causal_conv", "selective_scan"}
@@ -69,7 +69,7 @@ def _runs() -> Iterator[Any]:
             ("fast", torch.float64, False, BFLOAT if halves else None),
         }
         for which in ("kernels",) if name in IN_CPP else ("kernels", "fast"):
-            for dtype in SINGLE_OR_DOUBLE if name == "selective_scan" else FLOATS:
+            for dtype in FLOATS[2:] if name == "selective_scan" else FLOATS:
                 for product in (None, BFLOAT) if halves else (None,):
                     for plain in (False, True):
                         run = (which, dtype, plain, product)

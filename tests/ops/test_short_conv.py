@@ -9,7 +9,7 @@ from torch import Tensor
 from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops import short_conv as module
-from megabase.ops.short_conv import short_conv, short_conv_reference
+from megabase.ops.short_conv import _short_conv_reference, short_conv
 
 
 def _inputs(length: int, taps: int) -> list[Tensor]:
@@ -24,7 +24,7 @@ def _inputs(length: int, taps: int) -> list[Tensor]:
 def test_equals_the_reference(length: int, taps: int, centered: bool) -> None:
     inputs = _inputs(length, taps)
     weight = torch.randn(3, 6, length, dtype=torch.float64)
-    want = short_conv_reference(*inputs, centered=centered)
+    want = _short_conv_reference(*inputs, centered=centered)
     got = short_conv(*inputs, centered=centered)
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
     ours = torch.autograd.grad((got * weight).sum(), inputs)
@@ -71,7 +71,7 @@ def test_half_inputs_give_float32_gradients_of_the_taps() -> None:
 def test_reference_can_be_asked_for() -> None:
     x, w, b = (t.detach() for t in _inputs(20, 3))
     with backend.override("reference"):
-        torch.testing.assert_close(short_conv(x, w, b), short_conv_reference(x, w, b))
+        torch.testing.assert_close(short_conv(x, w, b), _short_conv_reference(x, w, b))
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,7 @@ class SelfAttention(nn.Module):
             raise MegabaseError(
                 f"expected a number of heads that divides the width {d_model}, got {num_heads}"
             )
-        self.num_heads = num_heads
-        self.causal = causal
-        self.dropout = dropout
+        self.num_heads, self.causal, self.dropout = num_heads, causal, dropout
         self.Wqkv = nn.Linear(d_model, 3 * d_model)
         self.out_proj = ResidualLinear(d_model, d_model)
 
@@ -54,13 +52,9 @@ class SelfAttention(nn.Module):
             y_BNLH = F.dropout(weights_BNQK, dropout) @ v_BNLH
         else:
             y_BNLH = F.scaled_dot_product_attention(
-                q_BNLH,
-                k_BNLH,
-                v_BNLH,
-                attn_mask=None if mask_BL is None else self.allowed(mask_BL),
-                dropout_p=dropout,
-                is_causal=self.causal and mask_BL is None,
-            )
+                q_BNLH, k_BNLH, v_BNLH, None if mask_BL is None else self.allowed(mask_BL),
+                dropout, is_causal=self.causal and mask_BL is None,
+            )  # fmt: skip
         return self.out_proj(y_BNLH.transpose(1, 2).flatten(2))
 
     def allowed(self, mask_BL: Tensor) -> Tensor:

@@ -32,16 +32,15 @@ def _normed(norm: nn.LayerNorm, residual: Tensor) -> Tensor:
     return norm(residual.to(norm.weight.dtype))
 
 
-def _joins(norm: nn.LayerNorm, hidden: Tensor, residual: Tensor | None) -> bool:
-    """Whether there is a kernel that adds to the running sum and normalizes it."""
-    return bare(norm, device=hidden.device) and backend.use_triton(hidden, residual, norm.weight)
-
-
 def _add_norm(
     norm: nn.LayerNorm, hidden: Tensor, residual: Tensor | None, wide: bool
-) -> tuple[Tensor, Tensor]:
-    kind = NormKind(wide=wide, dtype=product_dtype(hidden))
-    return add_norm(hidden, residual, NormWeights(norm.weight, norm.bias, norm.eps), kind)
+) -> tuple[Tensor | None, Tensor]:
+    """Add to the running sum; give its norm too where one kernel does both."""
+    if bare(norm, device=hidden.device) and backend.use_triton(hidden, residual, norm.weight):
+        kind = NormKind(wide=wide, dtype=product_dtype(hidden))
+        return add_norm(hidden, residual, NormWeights(norm.weight, norm.bias, norm.eps), kind)
+    total = hidden if residual is None else hidden + residual
+    return None, total.to(torch.promote_types(total.dtype, torch.float32)) if wide else total
 
 
 class Embeddings(nn.Module):
@@ -62,17 +61,13 @@ class Embeddings(nn.Module):
         """Embed ids of shape (batch, length), or add positions to given embeddings."""
         hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.position_embeddings is not None:
-            length, device = hidden.shape[1], hidden.device
-            places = (
-                torch.arange(length, device=device)
-                if self.sharded is None
-                else self.sharded.places(length, device)
-            )
+            where = torch.arange if self.sharded is None else self.sharded.places
+            places = where(hidden.shape[1], device=hidden.device)
             hidden = hidden + self.position_embeddings(places)
         return hidden
 
 
-class Mlp(nn.Module):
+class _Mlp(nn.Module):
     """``fc2(gelu(fc1(x)))`` with the tanh form of GELU."""
 
     def __init__(self, d_model: int, d_inner: int) -> None:
@@ -82,13 +77,9 @@ class Mlp(nn.Module):
 
     def fuses(self, x: Tensor, norm: nn.Module) -> bool:
         """Whether :meth:`fused` gives what the separate modules would."""
-        return (
-            untouched(self)
-            and bare(norm, self.fc1, self.fc2, device=x.device)
-            and self.fc1.bias is not None
-            and backend.active() != "reference"
-            and not backend.use_plain(x)
-        )
+        plain = backend.active() == "reference" or backend.use_plain(x)
+        known = untouched(self) and bare(norm, self.fc1, self.fc2, device=x.device)
+        return known and self.fc1.bias is not None and not plain
 
     def fused(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         """Apply to the LayerNorm of `x` (to `x` without one), keeping only `x` for the gradient."""
@@ -110,41 +101,30 @@ class Block(nn.Module):
     when `residual_in_fp32`.
     """
 
-    sharded: Any = None
-    """As in :class:`Embeddings`."""
+    sharded: Any = None  # as in Embeddings
 
     def __init__(
-        self,
-        mixer: nn.Module,
-        d_model: int,
-        d_inner: int,
-        norm_eps: float = 1e-5,
-        dropout_in: float = 0.0,
-        dropout: float = 0.0,
-        residual_in_fp32: bool = True,
-    ) -> None:
+        self, mixer: nn.Module, d_model: int, d_inner: int, norm_eps: float = 1e-5,
+        dropout_in: float = 0.0, dropout: float = 0.0, residual_in_fp32: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.mixer = mixer
         self.norm1 = nn.LayerNorm(d_model, eps=norm_eps)
-        self.mlp = Mlp(d_model, d_inner)
+        self.mlp = _Mlp(d_model, d_inner)
         self.norm2 = nn.LayerNorm(d_model, eps=norm_eps)
-        self.dropout_in = dropout_in
-        self.dropout = dropout
+        self.dropout_in, self.dropout = dropout_in, dropout
         self.residual_in_fp32 = residual_in_fp32
 
     def forward(
-        self,
-        hidden: Tensor,
-        residual: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None,
         attentions: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Give (output of the MLP, running sum before it), each (batch, length, width).
 
         A mixer that attends adds its weights to `attentions`.
         """
         hidden = _drop(hidden, self.dropout_in, self.training, self.sharded)
-        normed, residual = self._join(self.norm1, hidden, residual)
+        normed, residual = _add_norm(self.norm1, hidden, residual, self.residual_in_fp32)
         mixer = self.mixer
         if self.sharded is not None:
             hidden = self.sharded.mix(self, residual, mask)
@@ -155,42 +135,22 @@ class Block(nn.Module):
             attends = attentions is not None and isinstance(mixer, SelfAttention)
             hidden = mixer(normed, mask, attentions) if attends else mixer(normed, mask)
         hidden = _drop(hidden, self.dropout, self.training, self.sharded)
-        normed, residual = self._join(self.norm2, hidden, residual)
+        normed, residual = _add_norm(self.norm2, hidden, residual, self.residual_in_fp32)
         if self.mlp.fuses(residual, self.norm2):
             read = (residual, self.norm2) if normed is None else (normed, None)
             return self.mlp.fused(*read), residual
         return self.mlp(_normed(self.norm2, residual) if normed is None else normed), residual
 
-    def _join(
-        self, norm: nn.LayerNorm, hidden: Tensor, residual: Tensor | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """Add to the running sum; give its norm too where one kernel does both."""
-        if _joins(norm, hidden, residual):
-            return _add_norm(norm, hidden, residual, self.residual_in_fp32)
-        return None, self.join(hidden, residual)
-
-    def join(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
-        """Add to the running sum."""
-        total = hidden if residual is None else hidden + residual
-        if self.residual_in_fp32:
-            total = total.to(torch.promote_types(total.dtype, torch.float32))
-        return total
-
 
 class Backbone(nn.Module):
     """Embeddings, blocks, dropout of the last block's output, and the final LayerNorm."""
 
-    sharded: Any = None
-    """As in :class:`Embeddings`."""
+    sharded: Any = None  # as in Embeddings
 
     def __init__(
-        self,
-        embeddings: Embeddings,
-        layers: Sequence[Block],
-        d_model: int,
-        norm_eps: float = 1e-5,
-        dropout: float = 0.0,
-    ) -> None:
+        self, embeddings: Embeddings, layers: Sequence[Block], d_model: int,
+        norm_eps: float = 1e-5, dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embeddings = embeddings
         self.layers = nn.ModuleList(layers)
@@ -203,13 +163,9 @@ class Backbone(nn.Module):
         are alive at once instead of N, and blocks are computed once more."""
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        mask: Tensor | None = None,
-        collect: bool = False,
-        attentions: list[Tensor] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        mask: Tensor | None = None, collect: bool = False, attentions: list[Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # fmt: skip
         """Run the backbone on ids (batch, length) or embeddings (batch, length, width).
 
         Gives the output of the final LayerNorm and, when `collect`, the input of every block
@@ -231,21 +187,14 @@ class Backbone(nn.Module):
                 run = partial(cast("Any", self)._gradient_checkpointing_func, run)
             hidden, residual = run(first, first + segment, hidden, residual, mask, attentions)
         hidden = _drop(hidden, self.dropout, self.training, self.sharded)
-        if _joins(self.ln_f, hidden, residual):
-            out, _ = _add_norm(self.ln_f, hidden, residual, False)
-        else:
-            out = _normed(self.ln_f, hidden if residual is None else hidden + residual)
+        normed, total = _add_norm(self.ln_f, hidden, residual, False)
+        out = _normed(self.ln_f, total) if normed is None else normed
         return out, (*states, out) if collect else None
 
     def _blocks(
-        self,
-        first: int,
-        stop: int,
-        hidden: Tensor,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        attentions: list[Tensor] | None,
-    ) -> tuple[Tensor, Tensor | None]:
+        self, first: int, stop: int, hidden: Tensor, residual: Tensor | None,
+        mask: Tensor | None, attentions: list[Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Run some blocks in a row."""
         for i in range(first, min(stop, len(self.layers))):
             layer = self.layers[i]
@@ -260,5 +209,7 @@ class Backbone(nn.Module):
         """Give what enters a block as one tensor to keep instead of two, where that is the same."""
         layer = self.layers[i]
         if residual is not None and isinstance(layer, Block) and layer.dropout_in == 0:
-            return layer.join(hidden, residual), None
+            total = hidden + residual
+            wide = torch.promote_types(total.dtype, torch.float32)
+            return (total.to(wide) if layer.residual_in_fp32 else total), None
         return hidden, residual

@@ -35,13 +35,18 @@ from megabase.ops.registry import exact_products, without_autocast
 from megabase.ops.short_conv import short_conv
 
 
-class Sine(nn.Module):
+class _Sine(nn.Module):
     """``sin(freq * x)`` with one frequency per channel, learned when `trainable`."""
 
     def __init__(self, width: int, frequency: float, trainable: bool = True) -> None:
         super().__init__()
         self.frequency = frequency
-        self.freq = nn.Parameter(torch.full((1, width), float(frequency)), requires_grad=trainable)
+        self.freq = nn.Parameter(torch.empty(1, width), requires_grad=trainable)
+        nn.init.constant_(self.freq, frequency)
+
+    def tables(self) -> dict[str, Tensor]:
+        """Compute the initial frequencies."""
+        return {"freq": torch.full_like(self.freq, self.frequency)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a tensor whose last axis is the channels."""
@@ -83,23 +88,22 @@ class PositionalFeatures(_WideTables):
         super().__init__()
         if features < 3 or features % 2 == 0:
             raise MegabaseError(f"expected an odd number of features of at least 3, got {features}")
-        self.features = features
-        self.l_max = l_max
-        z, t = self.tables()
+        self.features, self.l_max = features, l_max
+        z, t = self.tables().values()
         if trainable:
             self.z = nn.Parameter(z)
         else:
             self.register_buffer("z", z)
         self.register_buffer("t", t)
 
-    def tables(self) -> tuple[Tensor, Tensor]:
+    def tables(self) -> dict[str, Tensor]:
         """Compute ``z`` (1, l_max, features) and ``t`` (1, l_max, 1) from their formula."""
         bands = (self.features - 1) // 2
         t_L1 = torch.linspace(0, 1, self.l_max)[:, None]
         angle_L1 = 2 * math.pi * torch.linspace(0, self.l_max - 1, self.l_max)[:, None] / self.l_max
         phase_LF = torch.linspace(1e-4, bands - 1, bands)[None] * angle_L1
         z_LE = torch.cat([t_L1, phase_LF.cos(), -phase_LF.sin()], dim=-1)
-        return z_LE[None], t_L1[None]
+        return {"z": z_LE[None], "t": t_L1[None]}
 
     def forward(
         self, length: int, sides: Literal["one", "both"], dtype: torch.dtype
@@ -114,7 +118,7 @@ class PositionalFeatures(_WideTables):
         return h_ME, t_M
 
 
-class ExponentialWindow(_WideTables):
+class _ExponentialWindow(_WideTables):
     """The window ``exp(-t |delta|) + shift``, one decay rate per channel, channel 0 the slowest.
 
     `fast_decay` and `slow_decay` are shares of the longest input after which the fastest and
@@ -125,22 +129,17 @@ class ExponentialWindow(_WideTables):
     deltas: Tensor
 
     def __init__(
-        self,
-        channels: int,
-        fast_decay: float = 0.3,
-        slow_decay: float = 1.5,
-        target: float = 1e-2,
-        shift: float = 0.05,
-    ) -> None:
+        self, channels: int, fast_decay: float = 0.3, slow_decay: float = 1.5,
+        target: float = 1e-2, shift: float = 0.05,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.channels = channels
+        self.channels, self.shift = channels, shift
         self.rates = (math.log(target) / slow_decay, math.log(target) / fast_decay)
-        self.shift = shift
-        self.register_buffer("deltas", self.table())
+        self.register_buffer("deltas", self.tables()["deltas"])
 
-    def table(self) -> Tensor:
+    def tables(self) -> dict[str, Tensor]:
         """Compute ``deltas`` (1, 1, channels) from their formula."""
-        return torch.linspace(*self.rates, self.channels)[None, None]
+        return {"deltas": torch.linspace(*self.rates, self.channels)[None, None]}
 
     def forward(self, t_L: Tensor) -> Tensor:
         """Give the window, shape (channels, lags), of the normalized times `t_L`."""
@@ -158,21 +157,18 @@ class FilterOptions:
     """Settings of :class:`HyenaFilter`."""
 
     layout: FilterLayout = "training"
-    """Numbering of channels for order > 2."""
     emb_dim: int = 5
     """Positional features per lag, odd."""
     width: int = 64
-    """Width of the network."""
     num_inner_mlps: int = 2
     """Hidden layers after the first."""
     sine_freq: float = 10.0
-    """Initial frequency of the sine activations."""
+    """Initial frequency of the sine activations, which share one parameter."""
     train_freq: bool = True
-    """Whether the frequencies learn. All sines of a filter share one parameter."""
     modulate: bool = True
     """Whether taps are multiplied by the decaying window."""
     window: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Arguments of :class:`ExponentialWindow`."""
+    """Arguments of :class:`_ExponentialWindow`."""
     normalized: bool = False
     """Whether the taps of each lag are divided by their L1 norm over channels."""
     use_bias: bool = True
@@ -192,18 +188,18 @@ class HyenaFilter(nn.Module):
         self.pos_emb = PositionalFeatures(options.emb_dim, l_max, options.train_positions)
         network: list[nn.Module] = []
         for inputs in [options.emb_dim] + [width] * options.num_inner_mlps:
-            sine = Sine(width, options.sine_freq, options.train_freq)
+            sine = _Sine(width, options.sine_freq, options.train_freq)
             network += [_FilterLinear(inputs, width), sine]
         network.append(_FilterLinear(width, channels, bias=False))
         self.implicit_filter = nn.Sequential(*network)
-        self.modulation = ExponentialWindow(channels, **options.window)
+        self.modulation = _ExponentialWindow(channels, **options.window)
         # Built without values, each name waits for its own tensor of the checkpoint: the model ties
         # them afterwards.
         if self.bias.device.type != "meta":
             self._share_frequencies()
 
-    def _sines(self) -> list[Sine]:
-        return [module for module in self.implicit_filter if isinstance(module, Sine)]
+    def _sines(self) -> list[_Sine]:
+        return [module for module in self.implicit_filter if isinstance(module, _Sine)]
 
     def _share_frequencies(self) -> None:
         # One parameter, one gradient, listed under the name of every sine. The modules are
@@ -221,12 +217,9 @@ class HyenaFilter(nn.Module):
         return self
 
     def forward(
-        self,
-        length: int,
-        sides: Literal["one", "both"] = "one",
-        rows: Tensor | None = None,
+        self, length: int, sides: Literal["one", "both"] = "one", rows: Tensor | None = None,
         add_up: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Give taps (channels, lags), float32 at least whatever the autocast, and the skip term.
 
         ``"one"``: lags 0 to length - 1, the first rows of the table; taps are never resampled.
@@ -248,36 +241,25 @@ class HyenaFilter(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether the operator computes the same as the modules of the network."""
-        network = list(self.implicit_filter)
-        parts = (*network, self.modulation)
-        return (
-            not self.options.normalized
-            and all(type(module) in (_FilterLinear, Sine) for module in network)
-            and len({id(sine.freq) for sine in self._sines()}) == 1
-            and untouched(self.implicit_filter, *parts)
-            and present(*parts, device=self.bias.device)
-        )
+        parts = (*self.implicit_filter, self.modulation)
+        known = all(type(module) in (_FilterLinear, _Sine) for module in self.implicit_filter)
+        shared = len({id(sine.freq) for sine in self._sines()}) == 1
+        whole = untouched(self.implicit_filter, *parts) and present(*parts, device=self.bias.device)
+        return known and shared and whole and not self.options.normalized
 
     def _taps(
-        self,
-        length: int,
-        sides: Literal["one", "both"],
-        rows: Tensor | slice = slice(None),
+        self, length: int, sides: Literal["one", "both"], rows: Tensor | slice = slice(None),
         add_up: Callable[[Tensor], Tensor] = lambda x: x,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
         h_ME, t_M = self.pos_emb(length, sides, dtype)
         if self._is_plain():
             *linears, out = cast("list[nn.Linear]", list(self.implicit_filter)[::2])
-            freq = self._sines()[0].freq.to(dtype)
-            rate_C = (
-                self.modulation.deltas.reshape(-1)[rows].abs().to(dtype)
-                if self.options.modulate
-                else None
-            )
+            rate_C = self.modulation.deltas.reshape(-1)[rows].abs().to(dtype)
             weights = FilterWeights(
-                freq, [m.weight.to(dtype) for m in linears], [m.bias.to(dtype) for m in linears],
-                out.weight[rows].to(dtype), rate_C, self.modulation.shift,
+                self._sines()[0].freq.to(dtype), [m.weight.to(dtype) for m in linears],
+                [m.bias.to(dtype) for m in linears], out.weight[rows].to(dtype),
+                rate_C if self.options.modulate else None, self.modulation.shift,
             )  # fmt: skip
             return implicit_filter(h_ME, t_M, weights)
         k_CM = self.implicit_filter(h_ME).t()[rows]
@@ -290,16 +272,9 @@ class HyenaFilter(nn.Module):
 
 Bidirectional = Literal["none", "published", "two_sided"]
 """``"none"`` causal; ``"published"`` the published arithmetic, which reaches only positions about
-half a sequence away; ``"two_sided"`` a convolution with positive and negative lags."""
-
-ACTIVATIONS = {
-    "id": lambda x: x,
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": F.tanh,
-    "sigmoid": F.sigmoid,
-}
+half a sequence away; ``"two_sided"`` with positive and negative lags."""
+ACTIVATIONS = {"id": lambda x: x, "gelu": F.gelu, "relu": F.relu, "silu": F.silu,
+               "tanh": F.tanh, "sigmoid": F.sigmoid}  # fmt: skip
 """Functions that may stand between the last gate and the output projection."""
 
 
@@ -311,14 +286,11 @@ def _published_two_sided(k_DL: Tensor) -> Tensor:
     j + L // 2 (about), or at j + L // 2 - 2L around the circle; nearby positions are not reached.
     """
     length = k_DL.shape[1]
-    padded = length + 2 * (length // 2)
-    before = padded // 2 - length // 2
+    before = (length + 2 * (length // 2)) // 2 - length // 2
     # Lag g >= before: tap g - before. Lag g < before - L: tap g - before + 2L, around the circle.
-    later = k_DL[:, : length - before]
-    earlier = k_DL[:, length + 1 - before :]
+    later, earlier = k_DL[:, : length - before], k_DL[:, length + 1 - before :]
     gap = 2 * length - 1 - earlier.shape[1] - later.shape[1]
-    middle = k_DL.new_zeros(k_DL.shape[0], gap)
-    return torch.cat([earlier, middle, later], dim=1)
+    return torch.cat([earlier, k_DL.new_zeros(len(k_DL), gap), later], dim=1)
 
 
 class HyenaOperator(nn.Module):
@@ -333,37 +305,24 @@ class HyenaOperator(nn.Module):
     without_kernels = "Hyena blocks run in torch; their C++ operators are about 1.5 times as fast"
 
     def __init__(
-        self,
-        d_model: int,
-        l_max: int,
-        order: int = 2,
-        short_filter_order: int = 3,
-        bidirectional: Bidirectional = "none",
-        output_activation: str = "id",
-        dropout: float = 0.0,
-        filter_options: FilterOptions | None = None,
-    ) -> None:
+        self, d_model: int, l_max: int, order: int = 2, short_filter_order: int = 3,
+        bidirectional: Bidirectional = "none", output_activation: str = "id",
+        dropout: float = 0.0, filter_options: FilterOptions = FilterOptions(),
+    ) -> None:  # fmt: skip
         super().__init__()
         if order < 2:
             raise MegabaseError(f"expected a Hyena order of at least 2, got {order}")
-        filter_options = filter_options or FilterOptions()
-        self.d_model = d_model
-        self.l_max = l_max
-        self.order = order
+        self.d_model, self.l_max, self.order = d_model, l_max, order
         self.filter_layout = filter_options.layout
-        self.bidirectional = bidirectional
-        self.output_activation = output_activation
+        self.bidirectional, self.output_activation = bidirectional, output_activation
         self.dropout = dropout
         projected = d_model * (order + 1)
         self.in_proj = nn.Linear(d_model, projected)
         self.out_proj = ResidualLinear(d_model, d_model)
         # Holds the weights under their published names; the operator does the work.
+        taps = short_filter_order
         self.short_filter = nn.Conv1d(
-            projected,
-            projected,
-            short_filter_order,
-            groups=projected,
-            padding=short_filter_order - 1,
+            projected, projected, taps, groups=projected, padding=taps - 1
         )
         self.filter_fn = HyenaFilter(d_model * (order - 1), l_max, filter_options)
 
@@ -371,19 +330,14 @@ class HyenaOperator(nn.Module):
         """Split filter channels (axis 0) into one tensor per long convolution."""
         if self.order == 2:
             return [x_C]
-        convolutions = self.order - 1
         if self.filter_layout == "training":
-            grouped = x_C.unflatten(0, (self.d_model, convolutions)).transpose(0, 1)
-        else:
-            grouped = x_C.unflatten(0, (convolutions, self.d_model))
-        return list(grouped.unbind(0))
+            return list(x_C.unflatten(0, (self.d_model, self.order - 1)).unbind(1))
+        return list(x_C.unflatten(0, (self.order - 1, self.d_model)).unbind(0))
 
     def filters(
-        self,
-        length: int,
-        channels: slice | None = None,
+        self, length: int, channels: slice | None = None,
         add_up: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
+    ) -> tuple[list[Tensor], list[Tensor | None]]:  # fmt: skip
         """Compute taps and skip terms of the long convolutions for `length` positions.
 
         With `channels` for these alone; `add_up` is that of :meth:`HyenaFilter.forward`.
@@ -409,9 +363,7 @@ class HyenaOperator(nn.Module):
         k_ODM, skips = self.filters(x_BLD.shape[1])
         p_BPL = to_channel_major(self.in_proj, x_BLD)
         mask_B1L = None if mask_BL is None else mask_BL[:, None].to(p_BPL.dtype)
-        y_BDL = self.mix(p_BPL, k_ODM, skips, mask_B1L)
-        if self.output_activation != "id":
-            y_BDL = ACTIVATIONS[self.output_activation](y_BDL)
+        y_BDL = ACTIVATIONS[self.output_activation](self.mix(p_BPL, k_ODM, skips, mask_B1L))
         return from_channel_major(self.out_proj, y_BDL)
 
     def fuses(self, x_BLD: Tensor, norm: nn.Module, mask_BL: Tensor | None) -> bool:
@@ -440,12 +392,9 @@ class HyenaOperator(nn.Module):
             k_DM, skip_D, self.out_proj.weight, self.out_proj.bias,
         )  # fmt: skip
         return hyena_mixer(
-            x_BLD,
-            weights,
-            centered=self.bidirectional == "two_sided",
-            two_sided=self.bidirectional != "none",
-            product=product_dtype(x_BLD),
-        )
+            x_BLD, weights, centered=self.bidirectional == "two_sided",
+            two_sided=self.bidirectional != "none", product=product_dtype(x_BLD),
+        )  # fmt: skip
 
     def short(self, p_BPL: Tensor) -> Tensor:
         """Apply the short convolution to projected channels."""
@@ -458,12 +407,9 @@ class HyenaOperator(nn.Module):
         return short(p_BPL)[..., first : first + p_BPL.shape[-1]]
 
     def mix(
-        self,
-        p_BPL: Tensor,
-        k_ODM: list[Tensor],
-        skips: list[Tensor | None],
+        self, p_BPL: Tensor, k_ODM: list[Tensor], skips: list[Tensor | None],
         mask_B1L: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Apply short convolution, gates and long convolutions to projected channels."""
         dropping = self.dropout > 0 and self.training
         if mask_B1L is not None:

@@ -38,13 +38,10 @@ from megabase.ops.short_conv import short_conv
 
 _BLOCK = 64
 """Positions between two shifts of the short convolutions' buffer: views of it are made once."""
-
 _PIECE = 1 << 14
 """Positions streamed at a time: long enough for products, small beside the sequence."""
-
 _CHANNELS = 16
 """Channels projected at a time: the normalized input is computed once for each such block."""
-
 _CONVOLVED = 4
 """Channels convolved at a time: their spectra are alive together."""
 
@@ -101,9 +98,7 @@ class _HyenaSteps:
         for gate, conv in zip(gates, self.convolutions, strict=True):
             torch.mul(v_BD, gate, out=conv.slot)
             v_BD = conv.advance()
-        y_BD = v_BD * first
-        if self.operator.output_activation != "id":
-            y_BD = ACTIVATIONS[self.operator.output_activation](y_BD)
+        y_BD = ACTIVATIONS[self.operator.output_activation](v_BD * first)
         self._place = place + 1
         if self._place == _BLOCK:
             rest = len(self._sums) - _BLOCK
@@ -237,19 +232,17 @@ class BackboneSteps:
 
 def can_stream(backbone: Backbone) -> bool:
     """Whether :func:`stream_backbone` gives what the backbone gives: Hyena blocks, float32 up."""
-    if backbone.embeddings.word_embeddings.weight.dtype not in (torch.float32, torch.float64):
-        return False
-    if not bare(backbone.ln_f):
-        return False
-    for layer in backbone.layers:
-        block = cast("Block", layer)
+
+    def streams(block: Block) -> bool:
         mixer = block.mixer
         if not isinstance(mixer, HyenaOperator) or mixer.bidirectional != "none":
             return False
         parts = (block.norm1, block.norm2, mixer.in_proj, mixer.out_proj, mixer.short_filter)
-        if not bare(*parts) or not untouched(block, mixer):
-            return False
-    return True
+        return bare(*parts) and untouched(block, mixer)
+
+    dtype, layers = backbone.embeddings.word_embeddings.weight.dtype, backbone.layers
+    known = dtype in (torch.float32, torch.float64) and bare(backbone.ln_f)
+    return known and all(streams(cast("Block", layer)) for layer in layers)
 
 
 def stream_backbone(backbone: Backbone, ids_1L: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -311,10 +304,9 @@ def _mix(mixer: HyenaOperator, norm: nn.LayerNorm, total_LD: Tensor) -> Tensor:
                 short_conv(p_gdL[g : g + 1, c], taps_gdK[g, c], bias_gd[g, c])
                 for g in range(groups)
             )
-            pairs = zip(reversed(gates), k_ODL, skips, strict=True)
-            for gate, k_DL, skip_D in pairs:
+            for gate, k_DL, skip_D in zip(reversed(gates), k_ODL, skips, strict=True):
                 v *= gate
-                k_dL = k_DL[own].contiguous()
-                v = long_conv(v, k_dL, None if skip_D is None else skip_D[own])
+                skip_d = None if skip_D is None else skip_D[own]
+                v = long_conv(v, k_DL[own].contiguous(), skip_d)
             y_DL[own] = v[0].mul_(out[0])
     return y_DL

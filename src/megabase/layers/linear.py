@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,6 @@ class ResidualLinear(nn.Linear):
 
 _PLAIN = (nn.Linear, nn.LayerNorm, nn.Conv1d, ResidualLinear)
 """Classes whose forward pass is known here; a subclass may do anything."""
-
-
 _ORDINARY = (nn.Parameter, Tensor, FakeTensor)
 """Kinds of tensors that are nothing but their values, or their shapes where a step is traced."""
 
@@ -88,15 +87,13 @@ def can_read(mask: Tensor) -> bool:
 
 def function_of(module: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Give a linear map or LayerNorm as a function, with its weights where it is :func:`bare`."""
-    if bare(module, device=device):
-        if isinstance(module, nn.Linear):
-            return partial(F.linear, weight=module.weight, bias=module.bias)
-        if isinstance(module, nn.LayerNorm):
-            return partial(
-                F.layer_norm, normalized_shape=module.normalized_shape, weight=module.weight,
-                bias=module.bias, eps=module.eps,
-            )  # fmt: skip
-    return module
+    if not bare(module, device=device) or not isinstance(module, nn.Linear | nn.LayerNorm):
+        return module
+    weights: dict[str, Any] = {"weight": module.weight, "bias": module.bias}
+    if isinstance(module, nn.Linear):
+        return partial(F.linear, **weights)
+    shape = module.normalized_shape
+    return partial(F.layer_norm, normalized_shape=shape, eps=module.eps, **weights)
 
 
 def product_dtype(like: Tensor) -> torch.dtype | None:
@@ -107,25 +104,19 @@ def product_dtype(like: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def to_channel_major(linear: nn.Module, x_BLD: Tensor) -> Tensor:
+def to_channel_major(linear: nn.Linear, x_BLD: Tensor) -> Tensor:
     """Apply a linear map to (batch, length, in) and give a contiguous (batch, out, length)."""
     if not bare(linear, device=x_BLD.device):
         return linear(x_BLD).transpose(1, 2).contiguous()
-    assert isinstance(linear, nn.Linear)
-    weight_BED = linear.weight.expand(x_BLD.shape[0], -1, -1)
-    x_BDL = x_BLD.transpose(1, 2)
-    if linear.bias is None:
-        return torch.bmm(weight_BED, x_BDL)
-    return torch.baddbmm(linear.bias[:, None], weight_BED, x_BDL)
+    weight, bias = linear.weight, linear.bias
+    given = (weight.expand(len(x_BLD), -1, -1), x_BLD.transpose(1, 2))
+    return torch.bmm(*given) if bias is None else torch.baddbmm(bias[:, None], *given)
 
 
-def from_channel_major(linear: nn.Module, x_BDL: Tensor) -> Tensor:
+def from_channel_major(linear: nn.Linear, x_BDL: Tensor) -> Tensor:
     """Apply a linear map to (batch, in, length) and give a contiguous (batch, length, out)."""
     x_BLD = x_BDL.transpose(1, 2)
     if not bare(linear, device=x_BDL.device):
         return linear(x_BLD.contiguous())
-    assert isinstance(linear, nn.Linear)
-    weight_BDE = linear.weight.t().expand(x_BDL.shape[0], -1, -1)
-    if linear.bias is None:
-        return torch.bmm(x_BLD, weight_BDE)
-    return torch.baddbmm(linear.bias, x_BLD, weight_BDE)
+    given = (x_BLD, linear.weight.t().expand(len(x_BLD), -1, -1))
+    return torch.bmm(*given) if linear.bias is None else torch.baddbmm(linear.bias, *given)

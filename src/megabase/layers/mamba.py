@@ -1,4 +1,4 @@
-"""The Mamba mixer, a short convolution and a selective scan between projections; blocks, norms.
+"""The Mamba mixer, a short convolution and a selective scan between projections, and its norm.
 
 Mamba (arXiv 2312.00752), section 3.4, with the parameter names of state-spaces/mamba; in both
 directions as in Caduceus (arXiv 2403.03234, section 3.1).
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,77 +26,44 @@ from megabase.ops.selective_scan import ScanInputs, selective_scan, selective_st
 
 Strategy = Literal["add", "ew_multiply"]
 """How the two directions are joined."""
-
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 """Names of all strategies."""
 
 
-class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight``, over the last axis; see :class:`LayerNorm`."""
+class Norm(nn.Module):
+    """RMSNorm (``x / sqrt(mean(x^2) + eps) * weight``), or LayerNorm, of one strand or of two."""
 
-    bias = None
-
-    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+    def __init__(self, d_model: int, eps: float = 1e-5, rms: bool = True) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.rms = eps, rms
         self.weight = nn.Parameter(torch.ones(d_model))
+        self.bias = None if rms else nn.Parameter(torch.zeros(d_model))
 
     def forward(self, residual_BLD: Tensor, strands: int = 1) -> Tensor:
-        """Normalize a running sum; see :meth:`LayerNorm.forward`."""
-        weights = NormWeights(self.weight, None, self.eps)
-        return normalize(residual_BLD, weights, NormKind(rms=True, strands=strands))
-
-
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm of one strand or of two."""
-
-    def forward(self, input: Tensor, strands: int = 1) -> Tensor:
         """Normalize a running sum in float32 at least; give the dtype of the weights.
 
         With two strands the channels are two halves, each normalized by itself; the second one is
         in reverse order, and so are the weights it is multiplied by.
         """
         weights = NormWeights(self.weight, self.bias, self.eps)
-        return normalize(input, weights, NormKind(strands=strands))
-
-
-Norm = RMSNorm | LayerNorm
-"""The norm of a block."""
-
-
-def make_norm(d_model: int, rms: bool, eps: float = 1e-5) -> Norm:
-    """Build the norm of a block: :class:`RMSNorm`, or :class:`LayerNorm`."""
-    return RMSNorm(d_model, eps) if rms else LayerNorm(d_model, eps=eps)
+        return normalize(residual_BLD, weights, NormKind(self.rms, strands))
 
 
 def add_norm(
-    norm: nn.Module,
-    hidden_BLD: Tensor,
-    residual_BLD: Tensor | None,
-    residual_in_fp32: bool = False,
-    strands: int = 1,
-    swap: bool = False,
-) -> tuple[Tensor, Tensor]:
+    norm: nn.Module, hidden_BLD: Tensor, residual_BLD: Tensor | None,
+    residual_in_fp32: bool = False, strands: int = 1, swap: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Add what the last block gave to the running sum (None at the first) and normalize it.
 
     Gives both; the sum in float32 at least when `residual_in_fp32`. `strands` is 2 when the
     channels are those of two strands, the second in reverse order; with `swap` the two change
-    places first, also where they are apart (:func:`~megabase.layers.rcps.take_apart`).
+    places first, also where they are apart, as sequences of their own.
     """
-    if (
-        type(norm) in (RMSNorm, LayerNorm)
-        and untouched(norm)
-        and present(norm, device=hidden_BLD.device)
-    ):
-        own = cast("Norm", norm)
-        weights = NormWeights(own.weight, own.bias, own.eps)
-        kind = NormKind(type(norm) is RMSNorm, strands, swap, residual_in_fp32)
+    kind = NormKind(getattr(norm, "rms", False), strands, swap, residual_in_fp32)
+    if type(norm) is Norm and untouched(norm) and present(norm, device=hidden_BLD.device):
+        weights = NormWeights(norm.weight, norm.bias, norm.eps)
         return norm_mlp.add_norm(hidden_BLD, residual_BLD, weights, kind)
-    total = hidden_BLD if residual_BLD is None else hidden_BLD + residual_BLD
-    if swap:
-        total = norm_mlp.swapped(total, strands)
-    if residual_in_fp32:
-        total = total.to(torch.promote_types(total.dtype, torch.float32))
+    total = norm_mlp.summed(hidden_BLD, residual_BLD, kind)
     return norm(total) if strands == 1 else norm(total, strands), total
 
 
@@ -104,10 +71,8 @@ def add_norm(
 class MambaState:
     """What one mixer remembers of the positions before."""
 
-    conv: Tensor
-    """The last K - 1 inputs of the convolution, shape (batch, K - 1, inner channels)."""
-    ssm: Tensor
-    """States of the recurrence, shape (batch, inner channels, states), float32 at least."""
+    conv: Tensor  # the last K - 1 inputs of the convolution, (batch, K - 1, inner channels)
+    ssm: Tensor  # states of the recurrence, (batch, inner channels, states), float32 at least
 
 
 class MambaMixer(nn.Module):
@@ -123,15 +88,9 @@ class MambaMixer(nn.Module):
     without_kernels = "the selective scan runs in torch; its C++ operators are several times faster"
 
     def __init__(
-        self,
-        d_model: int,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: float = 2,
-        dt_rank: int | str = "auto",
-        conv_bias: bool = True,
-        bias: bool = False,
-    ) -> None:
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: float = 2,
+        dt_rank: int | str = "auto", conv_bias: bool = True, bias: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.d_inner = int(expand * d_model)
         self.d_state = d_state
@@ -148,29 +107,23 @@ class MambaMixer(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
     def forward(
-        self,
-        hidden_BLD: Tensor,
-        mask_BL: Tensor | None = None,
-        state: MambaState | None = None,
+        self, hidden_BLD: Tensor, mask_BL: Tensor | None = None, state: MambaState | None = None,
         reverse: bool = False,
-    ) -> tuple[Tensor, MambaState]:
+    ) -> tuple[Tensor, MambaState]:  # fmt: skip
         """Mix positions of (batch, length, width); give them, and what the next position needs.
 
         Positions where `mask_BL` is False enter neither the convolution nor the states. `reverse`
         reads from the last position to the first.
         """
         if state is not None and hidden_BLD.shape[1] == 1 and not torch.is_grad_enabled():
-            return self.step(hidden_BLD, state, mask_BL)
+            return self._step(hidden_BLD, state, mask_BL)
         y_BLE, after = self.scan(self.in_proj(hidden_BLD), mask_BL, state, reverse)
         return self.out_proj(y_BLE), after
 
     def scan(
-        self,
-        xz_BLF: Tensor,
-        mask_BL: Tensor | None = None,
-        state: MambaState | None = None,
+        self, xz_BLF: Tensor, mask_BL: Tensor | None = None, state: MambaState | None = None,
         reverse: bool = False,
-    ) -> tuple[Tensor, MambaState]:
+    ) -> tuple[Tensor, MambaState]:  # fmt: skip
         """Do what lies between the projections: convolution, recurrence, gate.
 
         From the output of ``in_proj``, (batch, length, 2 * inner), to the input of ``out_proj``,
@@ -182,16 +135,21 @@ class MambaMixer(nn.Module):
         mask_BP = None if mask_BL is None else mask_BL[:, at]
         last_BPE = _only_real(xz_BLF[:, at, : self.d_inner], mask_BP)
         past_BPE = None if state is None else state.conv
-        tail_BPE = self._tail(last_BPE.flip(1) if reverse else last_BPE, past_BPE)
+        x_BLE, before = last_BPE.flip(1) if reverse else last_BPE, self.d_conv - 1
+        missing = max(0, before - x_BLE.shape[1])
+        # A copy: not a view that keeps the whole input.
+        tail_BPE = x_BLE[:, x_BLE.shape[1] - before + missing :].clone()
+        if missing:
+            if past_BPE is None:
+                past_BPE = x_BLE.new_zeros(len(x_BLE), before, self.d_inner)
+            past_BPE = past_BPE[:, before - missing :].to(x_BLE.dtype)
+            tail_BPE = torch.cat([past_BPE, tail_BPE], dim=1)
         return y_BLE, MambaState(tail_BPE, ssm_BEN)
 
     def between(
-        self,
-        xz_BLF: Tensor,
-        mask_BL: Tensor | None = None,
-        state: MambaState | None = None,
+        self, xz_BLF: Tensor, mask_BL: Tensor | None = None, state: MambaState | None = None,
         reverse: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Do what :meth:`scan` does, and give the states of the recurrence beside it."""
         x_BLE, z_BLE = xz_BLF.chunk(2, dim=-1)
         x_BLE = _only_real(x_BLE, mask_BL)
@@ -208,7 +166,7 @@ class MambaMixer(nn.Module):
             inputs = inputs._replace(initial=self.sharded.entering(inputs, reverse))
         return selective_scan(inputs, reverse=reverse)
 
-    def step(
+    def _step(
         self, hidden_B1D: Tensor, state: MambaState, mask_B1: Tensor | None = None
     ) -> tuple[Tensor, MambaState]:
         """Mix one position with what came before it; see :meth:`forward`."""
@@ -229,18 +187,6 @@ class MambaMixer(nn.Module):
             ScanInputs(x_BE, delta_BE, self._rates(), B_BN, C_BN, self.D, z_BE, bias_E, state.ssm)
         )
         return self.out_proj(y_BE)[:, None], MambaState(window_BKE[:, 1:], ssm_BEN)
-
-    def _tail(self, x_BLE: Tensor, past_BPE: Tensor | None) -> Tensor:
-        """Give the last inputs of the convolution, as many as its next position needs."""
-        before = self.d_conv - 1
-        missing = max(0, before - x_BLE.shape[1])
-        # A copy: not a view that keeps the whole input.
-        tail_BPE = x_BLE[:, x_BLE.shape[1] - before + missing :].clone()
-        if not missing:
-            return tail_BPE
-        if past_BPE is None:
-            past_BPE = x_BLE.new_zeros(len(x_BLE), before, self.d_inner)
-        return torch.cat([past_BPE[:, before - missing :].to(x_BLE.dtype), tail_BPE], dim=1)
 
     def _convolve(self, x_BLE: Tensor, past_BPE: Tensor | None, reverse: bool) -> Tensor:
         conv = self.conv1d
@@ -267,38 +213,6 @@ class MambaMixer(nn.Module):
 
 def _only_real(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask[..., None].to(x.dtype)
-
-
-class MambaBlock(nn.Module):
-    """Add to the running sum, normalize by RMSNorm or LayerNorm, mix.
-
-    The running sum is kept in float32 at least when `residual_in_fp32`.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        mixer: MambaMixer,
-        rms_norm: bool = True,
-        norm_eps: float = 1e-5,
-        residual_in_fp32: bool = False,
-    ) -> None:
-        super().__init__()
-        self.norm = make_norm(d_model, rms_norm, norm_eps)
-        self.mixer = mixer
-        self.residual_in_fp32 = residual_in_fp32
-
-    def forward(
-        self,
-        hidden: Tensor,
-        residual: Tensor | None = None,
-        mask: Tensor | None = None,
-        state: MambaState | None = None,
-    ) -> tuple[Tensor, Tensor, MambaState]:
-        """Give (output of the mixer, running sum before it, what the next position needs)."""
-        hidden, residual = add_norm(self.norm, hidden, residual, self.residual_in_fp32)
-        hidden, after = self.mixer(hidden, mask, state)
-        return hidden, residual, after
 
 
 class BidirectionalMamba(nn.Module):
@@ -345,20 +259,3 @@ class BidirectionalMamba(nn.Module):
 def _same(one: nn.Module, other: nn.Module) -> bool:
     both = bare(one, other) and isinstance(one, nn.Linear) and isinstance(other, nn.Linear)
     return both and one.weight is other.weight and one.bias is other.bias
-
-
-class BidirectionalBlock(nn.Module):
-    """Add to the running sum, normalize, mix by ``mixer(hidden, mask)``."""
-
-    def __init__(self, norm: Norm, mixer: nn.Module, residual_in_fp32: bool = False) -> None:
-        super().__init__()
-        self.norm = norm
-        self.mixer = mixer
-        self.residual_in_fp32 = residual_in_fp32
-
-    def forward(
-        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Give (output of the mixer, running sum before it), each (batch, length, width)."""
-        hidden, residual = add_norm(self.norm, hidden, residual, self.residual_in_fp32)
-        return self.mixer(hidden, mask), residual

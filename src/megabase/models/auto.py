@@ -29,7 +29,6 @@ from megabase.untrusted import parsing, read_json, shown
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
 """Folder of the model inside the package."""
-
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")  # owner/name
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")  # of a model folder: never code or pickles
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.ckpt", "*.bin")  # of what convert reads
@@ -114,7 +113,7 @@ def _fetch(repository: str, patterns: Sequence[str]) -> Path:
     try:
         folder = Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"{repository}: is not a local folder, and cannot be fetched from the Hub ({reason})"
         ) from error
@@ -174,9 +173,9 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
     family = family_of(model_type) if isinstance(model_type, str) else None
     if family is None:
         known = (family.config_class().model_type for family in FAMILIES.values())
-        hint = ""
-        if model_type is None and "d_model" in content:
-            hint = "; a published checkpoint becomes a model folder with: megabase convert"
+        published = model_type is None and "d_model" in content
+        hint = "; a published checkpoint becomes a model folder with: megabase convert"
+        hint = hint if published else ""
         raise ModelError(
             f"{file}: model_type is {shown(model_type)}; expected one of {', '.join(known)}{hint}"
         )
@@ -188,13 +187,12 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
 
 def _is_dnabert(settings: Mapping[str, Any], folder: Path) -> bool:
     """Tell whether a folder whose settings say ``bert`` has a vocabulary of k-mers."""
-    if not any(settings.get("vocab_size") == 4**k + 5 for k in range(3, 7)):
-        return False
+    vocabulary = folder / "vocab.txt"
     try:
-        vocabulary = folder / "vocab.txt"
-        return not vocabulary.exists() or bool(DNABERTTokenizer.read_k(vocabulary))
+        told = not vocabulary.exists() or DNABERTTokenizer.read_k(vocabulary) > 0
     except ModelError:
         return False
+    return told and settings.get("vocab_size") in [4**k + 5 for k in range(3, 7)]
 
 
 def open_model(
@@ -224,14 +222,9 @@ def open_model(
 
 
 def load_model(
-    spec: str | Path | None = None,
-    kind: str | None = None,
-    *,
-    new_head: bool = False,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    **overrides: Any,
-) -> PreTrainedModel:
+    spec: str | Path | None = None, kind: str | None = None, *, new_head: bool = False,
+    device: str | torch.device | None = None, dtype: torch.dtype | None = None, **overrides: Any,
+) -> PreTrainedModel:  # fmt: skip
     """Load a model with its weights, in evaluation mode.
 
     Parameters
@@ -268,17 +261,12 @@ def load_model(
     # nor an adapter, an index or a distributed checkpoint that names other files.
     with _quiet(), parsing(path, CheckpointError, "it cannot be loaded"):
         loaded: Any = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=dtype or torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    model: PreTrainedModel
-    model, info = loaded
+            None, config=config, state_dict=tensors, dtype=dtype or torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    model: PreTrainedModel = loaded[0]
     model.config.name_or_path = str(path)
-    _check(model, kind, info, path, new_head)
+    _check(model, kind, loaded[1], path, new_head)
     require_finite_weights(model, str(path))
     torch.nn.Module.to(model, torch.device(device or "cpu"))
     return model.eval()
@@ -294,11 +282,9 @@ _SPARE_NUMBERS = 1 << 26
 
 
 def _check_size(
-    model_class: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    tensors: Mapping[str, torch.Tensor],
-    path: Path,
-) -> None:
+    model_class: type[PreTrainedModel], config: PreTrainedConfig,
+    tensors: Mapping[str, torch.Tensor], path: Path,
+) -> None:  # fmt: skip
     """Refuse settings of a far larger model than the weights are of, before it is allocated."""
     with parsing(path / "config.json", CheckpointError), torch.device("meta"):
         wanted = sum(value.numel() for value in model_class(config).state_dict().values())
@@ -321,17 +307,12 @@ def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: b
         )
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
 
-    # The pooler of a BERT serves classifiers alone: masked prediction neither trains nor needs it.
-    pooler = f"{prefix}pooler."
-
     def is_head(name: str) -> bool:
-        if kind == "base" or not prefix:
-            return False
-        return not name.startswith(prefix) or name.startswith(pooler)
+        # The pooler of a BERT serves classifiers alone: masked prediction does not train it.
+        above = not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")
+        return above and kind != "base" and prefix != ""
 
-    missing = sorted(info["missing_keys"])
-    unexpected = sorted(info["unexpected_keys"])
-    mismatched = sorted(tuple(row) for row in info["mismatched_keys"])
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     require_fit(
         path,
         type(model).__name__,
@@ -342,7 +323,7 @@ def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: b
         ],
         mismatched=[
             (name, tuple(want), tuple(found))
-            for name, found, want in mismatched
+            for name, found, want in sorted(tuple(row) for row in info["mismatched_keys"])
             if not (new_head and is_head(name))
         ],
     )
@@ -373,26 +354,21 @@ def _quiet() -> Iterator[None]:
 def load_tokenizer(spec: str | Path | None = None) -> Any:
     """Load the tokenizer of a model; the family's own when the folder has none."""
     path = resolve_model(spec)
-    config = load_config(path)
-    if config.model_type == "dnabert":
-        with parsing(path / "vocab.txt", ModelError):
-            return _dnabert_tokenizer(path, config)
-    family = family_of(config.model_type)
-    usual = family.tokenizer_classes()[0] if family else None
-    limit = getattr(config, "max_length", None)
-    return read_tokenizer(path, usual, limit)
-
-
-def _dnabert_tokenizer(folder: Path, config: Any) -> DNABERTTokenizer:
-    """Load the tokenizer of a DNABERT folder, whatever its ``tokenizer_config.json`` names."""
-    if not (folder / "vocab.txt").exists():
+    config: Any = load_config(path)
+    if config.model_type != "dnabert":
+        family = family_of(config.model_type)
+        usual = family.tokenizer_classes()[0] if family else None
+        return read_tokenizer(path, usual, getattr(config, "max_length", None))
+    # Whatever its tokenizer_config.json names.
+    if not (path / "vocab.txt").exists():
         return DNABERTTokenizer(k=int(config.k or 0))
-    tokenizer = DNABERTTokenizer.from_pretrained(folder)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise ConfigError(
-            f"{folder}: the model reads {config.vocab_size} tokens, its vocab.txt has "
-            f"{tokenizer.vocab_size} ({tokenizer.k}-mers); the two files are of different models"
-        )
+    with parsing(path / "vocab.txt", ModelError):
+        tokenizer = DNABERTTokenizer.from_pretrained(path)
+        if tokenizer.vocab_size != config.vocab_size:
+            raise ConfigError(
+                f"{path}: the model reads {config.vocab_size} tokens, its vocab.txt has "
+                f"{tokenizer.vocab_size} ({tokenizer.k}-mers); they are of different models"
+            )
     return tokenizer
 
 

@@ -15,29 +15,20 @@ from megabase.errors import ConfigError, InputError
 from megabase.layers.backbone import Backbone
 from megabase.layers.pooling import POOLINGS
 
+# Arguments that callers of transformers models pass to any model: None, False or 0 in one of them
+# must not stop a family that has nothing of the kind.
 _STANDARD = frozenset(TransformersKwargs.__annotations__) | {
-    "cache_params",
-    "cache_position",
-    "encoder_attention_mask",
-    "encoder_hidden_states",
-    "head_mask",
-    "labels",
-    "logits_to_keep",
-    "past_key_values",
-    "shift_labels",
-    "token_type_ids",
+    "cache_params", "cache_position", "encoder_attention_mask", "encoder_hidden_states",
+    "head_mask", "labels", "logits_to_keep", "past_key_values", "shift_labels", "token_type_ids",
     "use_cache",
-}
-"""Arguments that callers of transformers models pass to any model, so that None, False or 0 in one
-of them must not stop a family that has nothing of the kind."""
+}  # fmt: skip
 
 
 class Problems:
     """Collects everything that is wrong with the attributes of `settings`, for one error."""
 
     def __init__(self, title: str, settings: object) -> None:
-        self.title = title
-        self.settings = settings
+        self.title, self.settings = title, settings
         self.found: list[str] = []
 
     def whole(self, *names: str, at_least: int = 1) -> None:
@@ -57,13 +48,10 @@ class Problems:
                 span = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
                 self.found.append(f"{name} must be {span}, found {value!r}")
 
-    def one_of(self, name: str, choices: Iterable[str | None]) -> None:
+    def one_of(self, name: str, choices: Iterable[str]) -> None:
         """Demand one of the named choices."""
-        value = getattr(self.settings, name)
-        if value not in (choices := tuple(choices)):
-            self.found.append(
-                f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}"
-            )
+        value, known = getattr(self.settings, name), tuple(choices)
+        self.demand(value in known, f"{name} must be one of {', '.join(known)}, found {value!r}")
 
     def demand(self, holds: bool, message: str) -> None:
         """Add `message` unless `holds`."""
@@ -88,12 +76,8 @@ class LanguageModelConfig(PreTrainedConfig):
     mask_padding : bool
         Whether padded positions are hidden from real ones that could see them. False is the
         published behavior.
-    pooling : str
-        How a sequence classifier pools positions (:data:`megabase.layers.pooling.POOLINGS`).
-    head_bias : bool
-        Whether a classifier's head has a bias.
-    pad_token_id, bos_token_id, eos_token_id : int or None
-        Special tokens.
+    pooling, head_bias : str, bool
+        How a classifier pools positions (:data:`.pooling.POOLINGS`); whether its head has a bias.
     tie_word_embeddings : bool
         Whether the head is the embedding matrix.
     """
@@ -131,12 +115,11 @@ class LanguageModelConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Give all settings, and what other libraries look for under the names of `computed`."""
-        return {**super().to_dict(), **{name: getattr(self, name) for name in self.computed}}
+        return super().to_dict() | {name: getattr(self, name) for name in self.computed}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Give the settings that a file holds."""
-        found = super().to_diff_dict()
-        return {name: value for name, value in found.items() if name not in self.computed}
+        return {k: v for k, v in super().to_diff_dict().items() if k not in self.computed}
 
     def _get_generation_parameters(self) -> dict[str, Any]:
         # transformers takes every attribute of this name for a misplaced setting of generation.
@@ -151,12 +134,14 @@ class LanguageModelConfig(PreTrainedConfig):
 
 
 class OwnFamilyConfig:
-    """A configuration whose class loads folders of its own family only."""
+    """A configuration whose class loads folders of its own family only.
+
+    `family_title` names it in the error message; `other_model_types` are those of its published
+    folders.
+    """
 
     family_title: ClassVar[str]
-    """Name of the family in the error message."""
     other_model_types: ClassVar[tuple[str, ...]] = ()
-    """Values of ``model_type`` that published folders of the family have."""
 
     @classmethod
     def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -177,20 +162,16 @@ class DNAModel(PreTrainedModel):
     """A language model of ours, with or without a head.
 
     It names its shared tensors whatever its configuration and head: a checkpoint may hold any one
-    of the copies.
+    of the copies. `base_class` is the family's model without a head, which heads keep under
+    ``base_model_prefix``, and `token_table` the name of the token embedding inside.
     """
 
     supports_gradient_checkpointing = True
     base_class: ClassVar[type[PreTrainedModel]]
-    """The family's model without a head, which heads keep under ``base_model_prefix``."""
     token_table: ClassVar[str]
-    """Name of the token embedding inside the base model."""
 
     def tied_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Map the copies of shared tensors to the name each is a copy of.
-
-        Copies that are not among `names`, all parameters of the model, do not matter.
-        """
+        """Map copies of shared tensors, if among the parameters `names`, to what each copies."""
         return {}
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -223,10 +204,7 @@ class DNAModel(PreTrainedModel):
         return super().get_submodule(target)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Change the number of tokens; see transformers.
-
-        The number of rows is then the number of tokens: what is saved can be loaded.
-        """
+        """Change the number of tokens, which is then that of rows; see transformers."""
         table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
         config: Any = self.config
         if config.vocab_rows != table.weight.shape[0]:
@@ -235,10 +213,10 @@ class DNAModel(PreTrainedModel):
 
     def _given(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Give the argument that is there; ConfigError when not exactly one is."""
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
+        given = [value for value in (input_ids, inputs_embeds) if value is not None]
+        if len(given) != 1:
             raise ConfigError("give exactly one of input_ids and inputs_embeds")
-        return given
+        return given[0]
 
     def _collects(self, wanted: bool | None) -> bool:
         """Whether hidden states are returned: as the caller says, or else the configuration."""
@@ -262,21 +240,15 @@ def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str
                 f"{kind} has no argument {name!r}; its forward pass takes {', '.join(taken)}"
             )
         # is_causal=False requests something; the others do not when they are false.
-        requests_nothing = value is None or (
-            name != "is_causal" and type(value) in (bool, int) and not value
-        )
-        if not requests_nothing:
+        off = name != "is_causal" and type(value) in (bool, int) and not value
+        if value is not None and not off:
             raise ConfigError(
                 f"{kind} cannot honor {name}: it has nothing of the kind; leave the argument out"
             )
 
 
 def positions_left(length: int, kernel: int, pools: Iterable[int]) -> int:
-    """Count the positions that convolutions leave, each with the pooling after it (1: none).
-
-    >>> positions_left(1000, 8, (4, 4, 1))
-    53
-    """
+    """Count the positions that convolutions leave, each with the pooling after it (1: none)."""
     for pool in pools:
         length = max(length - kernel + 1, 0) // pool
     return length
@@ -291,24 +263,21 @@ def check_length(length: int, limit: int, model: str, advice: str) -> None:
 
 
 def optimizer_groups(
-    module: nn.Module,
-    settings: Mapping[str, tuple[float, float]],
+    module: nn.Module, settings: Mapping[str, tuple[float, float]],
     group_of: Callable[[str, nn.Parameter], str],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Group the trained parameters of a module for an optimizer; empty groups are left out.
 
     `settings` holds the learning rate and weight decay of every group, and `group_of` gives the
     group of a parameter by its name and value.
     """
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, (lr, decay) in settings.items():
+        groups[name] = {"name": name, "params": [], "lr": lr, "weight_decay": decay}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            members[group_of(name, parameter)].append(parameter)
-    return [
-        {"name": name, "params": members[name], "lr": lr, "weight_decay": weight_decay}
-        for name, (lr, weight_decay) in settings.items()
-        if members[name]
-    ]
+            groups[group_of(name, parameter)]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def grouped_parameters(

@@ -30,13 +30,9 @@ class BertLike(nn.Module):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Run the class of transformers, which takes the other arguments; the loss is ours.
 
         Ids, mask and types are (batch, tokens); InputError for more tokens than
@@ -70,15 +66,10 @@ class BertLike(nn.Module):
         taken |= {"output_attentions", "output_hidden_states", "return_dict"}
         refuse_rest(self, kwargs, taken)
         kwargs = {name: value for name, value in kwargs.items() if name in taken}
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         parent: Any = super()
         with self._ready(tokens):
-            return parent.forward(
-                input_ids=ids,
-                attention_mask=mask,
-                token_type_ids=types,
-                **kwargs,
-                return_dict=True,
-            )
+            return parent.forward(**given, **kwargs, return_dict=True)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give parameters for the optimizer; biases and layer norms do not decay, as published."""

@@ -54,8 +54,7 @@ class GenomicBigBirdConfig(OwnFamilyConfig, BigBirdConfig):  # pyright: ignore[r
     eos_token_id: int | list[int] | None = None
     sep_token_id: int | None = 3
     random_blocks: str = "always"
-    max_length: int | None = None
-    """Longest input in tokens: always ``max_position_embeddings``."""
+    max_length: int | None = None  # longest input in tokens: always max_position_embeddings
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -63,20 +62,19 @@ class GenomicBigBirdConfig(OwnFamilyConfig, BigBirdConfig):  # pyright: ignore[r
         problems = Problems("BigBird configuration", self)
         problems.one_of("random_blocks", ("always", "training-only"))
         problems.one_of("attention_type", ("block_sparse", "original_full"))
-        problems.whole(
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "block_size"
-        )
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        problems.whole(*sizes, "block_size")
         if not problems.found:
+            width, heads = self.hidden_size, self.num_attention_heads
             problems.demand(
-                self.hidden_size % self.num_attention_heads == 0,
-                f"num_attention_heads must divide hidden_size {self.hidden_size}, "
-                f"found {self.num_attention_heads}",
+                width % heads == 0,
+                f"num_attention_heads must divide hidden_size {width}, found {heads}",
             )
+            block, longest = self.block_size, self.max_position_embeddings
             problems.demand(
-                self.attention_type != "block_sparse"
-                or self.max_position_embeddings % self.block_size == 0,
-                f"max_position_embeddings must be a multiple of block_size {self.block_size}, "
-                f"found {self.max_position_embeddings}",
+                self.attention_type != "block_sparse" or longest % block == 0,
+                f"max_position_embeddings must be a multiple of block_size {block}, "
+                f"found {longest}",
             )
         problems.report()
 

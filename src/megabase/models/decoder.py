@@ -21,12 +21,9 @@ from megabase.errors import sequence_too_long
 from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block, Embeddings
 from megabase.layers.hyena import (
-    ExponentialWindow,
     FilterOptions,
     HyenaFilter,
     HyenaOperator,
-    PositionalFeatures,
-    Sine,
 )
 from megabase.layers.linear import ResidualLinear, can_read
 from megabase.models.base import (
@@ -39,13 +36,9 @@ from megabase.models.base import (
 from megabase.registry import Registry
 
 MixerBuilder = Callable[[Any, int], nn.Module]
-"""From the configuration of a decoder and the number of a block to its mixer, which is called as
-``mixer(x, mask)``: x (batch, length, width), mask True at real positions, (batch, length), or None
-when nothing has to be hidden; it gives (batch, length, width)."""
-
+"""From the configuration of a decoder and the number of a block to its mixer."""
 MIXERS: Registry[MixerBuilder] = Registry("mixer", "megabase.mixers")
 """Every mixer by name."""
-
 _SINE_COPY = re.compile(r"^(.*implicit_filter\.)(\d+)\.freq$")
 """A filter's sines share one frequency; these are the names that files may repeat it under."""
 
@@ -67,39 +60,24 @@ def register_mixer(name: str, build: MixerBuilder) -> None:
 
 
 def _attention(config: Any, layer: int) -> SelfAttention:
-    heads = config.num_attention_heads
-    causal = config.is_causal_model
+    heads, causal = config.num_attention_heads, config.is_causal_model
     return SelfAttention(config.d_model, heads, causal, config.attention_dropout)
 
 
 def _hyena(config: Any, layer: int) -> HyenaOperator:
+    window = {
+        "fast_decay": config.fast_decay_pct, "slow_decay": config.slow_decay_pct,
+        "target": config.decay_target, "shift": config.window_shift,
+    }  # fmt: skip
+    options = FilterOptions(
+        config.filter_layout, config.emb_dim, config.filter_order, config.num_inner_mlps,
+        config.activation_freq, config.train_freq, config.modulate, window,
+        config.normalized_filter, config.use_bias, config.lr_pos_emb > 0,
+    )  # fmt: skip
     return HyenaOperator(
-        config.d_model,
-        config.max_seq_len,
-        order=config.hyena_order,
-        short_filter_order=config.short_filter_order,
-        bidirectional=config.bidirectional,
-        output_activation=config.output_activation,
-        dropout=config.hyena_dropout,
-        filter_options=FilterOptions(
-            layout=config.filter_layout,
-            emb_dim=config.emb_dim,
-            width=config.filter_order,
-            num_inner_mlps=config.num_inner_mlps,
-            sine_freq=config.activation_freq,
-            train_freq=config.train_freq,
-            modulate=config.modulate,
-            window={
-                "fast_decay": config.fast_decay_pct,
-                "slow_decay": config.slow_decay_pct,
-                "target": config.decay_target,
-                "shift": config.window_shift,
-            },
-            normalized=config.normalized_filter,
-            use_bias=config.use_bias,
-            train_positions=config.lr_pos_emb > 0,
-        ),
-    )
+        config.d_model, config.max_seq_len, config.hyena_order, config.short_filter_order,
+        config.bidirectional, config.output_activation, config.hyena_dropout, options,
+    )  # fmt: skip
 
 
 register_mixer("attention", _attention)
@@ -125,13 +103,11 @@ class DecoderConfig(LanguageModelConfig):
     initializer_range: float = 0.02
     residual_in_fp32: bool = True
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # properties of every family: its longest input in tokens, mixers by name
         num_attention_heads: int = 0
-
-        @property
-        def max_length(self) -> int:
-            """Longest input in tokens."""
-            ...
+        max_length: Any
+        mixer_names: Any
+        is_causal_model: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.d_inner is None and isinstance(self.d_model, int):
@@ -154,19 +130,9 @@ class DecoderConfig(LanguageModelConfig):
             )
 
     @property
-    def mixer_names(self) -> list[str]:
-        """Registered name of the mixer of every block."""
-        raise NotImplementedError
-
-    @property
     def length_setting(self) -> str:
         """Name of the setting that limits the length."""
         return "max_position_embeddings"
-
-    @property
-    def is_causal_model(self) -> bool:
-        """Whether no position sees a later one."""
-        raise NotImplementedError
 
 
 class _Block(GradientCheckpointingLayer, Block):
@@ -207,16 +173,11 @@ class DecoderPreTrainedModel(DNAModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, Sine):
-            init.constant_(module.freq, module.frequency)
-        elif isinstance(module, PositionalFeatures):
-            z, t = module.tables()
-            init.copy_(module.z, z)
-            init.copy_(module.t, t)
-        elif isinstance(module, ExponentialWindow):
-            init.copy_(module.deltas, module.table())
         elif isinstance(module, HyenaFilter):
             init.normal_(module.bias)
+        elif hasattr(module, "tables"):
+            for name, values in cast("Any", module).tables().items():
+                init.copy_(getattr(module, name), values)
 
     def tied_names(self, names: Iterable[str]) -> dict[str, str]:
         """Map the copies of shared tensors to their first names.
@@ -224,11 +185,8 @@ class DecoderPreTrainedModel(DNAModel):
         The sines of a filter share one frequency in every model; the head shares the embedding
         when ``config.tie_word_embeddings``.
         """
-        tied: dict[str, str] = {}
-        for name in names:
-            found = _SINE_COPY.match(name)
-            if found and found.group(2) != "1":
-                tied[name] = f"{found.group(1)}1.freq"
+        pairs = ((name, _SINE_COPY.match(name)) for name in names)
+        tied = {name: f"{m.group(1)}1.freq" for name, m in pairs if m and m.group(2) != "1"}
         if self.config.tie_word_embeddings:
             tied["lm_head.weight"] = f"{self.base_model_prefix}.{self.token_table}.weight"
         return tied
@@ -240,11 +198,8 @@ class DecoderPreTrainedModel(DNAModel):
         embeddings too, as in the public training code. A learned positional table has the learning
         rate ``config.lr_pos_emb``.
         """
-        settings = {
-            "decayed": (lr, weight_decay),
-            "filter": (lr, 0.0),
-            "positions": (getattr(self.config, "lr_pos_emb", 0.0), 0.0),
-        }
+        fixed = (getattr(self.config, "lr_pos_emb", 0.0), 0.0)
+        settings = {"decayed": (lr, weight_decay), "filter": (lr, 0.0), "positions": fixed}
 
         def group_of(name: str, parameter: nn.Parameter) -> str:
             if ".pos_emb." in name:
@@ -259,9 +214,8 @@ class DecoderPreTrainedModel(DNAModel):
         # The published port pools by pad tokens and never looks at the mask.
         pad = self.config.pad_token_id
         by_tokens = attention_mask is None or self.config.pooling == "hf"
-        if by_tokens and input_ids is not None and pad is not None:
-            return input_ids != pad
-        return attention_mask
+        tells = by_tokens and input_ids is not None and pad is not None
+        return cast("Tensor", input_ids) != pad if tells else attention_mask
 
 
 class DecoderModel(DecoderPreTrainedModel):
@@ -269,34 +223,22 @@ class DecoderModel(DecoderPreTrainedModel):
 
     def __init__(self, config: DecoderConfig, **_: Any) -> None:
         super().__init__(config)
-        layers = [
-            _Block(
-                MIXERS[mixer](config, i),
-                config.d_model,
-                cast("int", config.d_inner),
-                norm_eps=config.layer_norm_epsilon,
-                dropout_in=config.embed_dropout if i == 0 else config.resid_dropout,
-                dropout=config.resid_dropout,
-                residual_in_fp32=config.residual_in_fp32,
-            )
-            for i, mixer in enumerate(config.mixer_names)
-        ]
-        embeddings = Embeddings(config.vocab_rows, config.d_model, config.max_position_embeddings)
-        self.backbone = Backbone(
-            embeddings, layers, config.d_model, config.layer_norm_epsilon, config.resid_dropout
-        )
+        width, inner = config.d_model, cast("int", config.d_inner)
+        eps, drop, wide = config.layer_norm_epsilon, config.resid_dropout, config.residual_in_fp32
+        layers = []
+        for i, mixer in enumerate(config.mixer_names):
+            first = drop if i else config.embed_dropout
+            layers.append(_Block(MIXERS[mixer](config, i), width, inner, eps, first, drop, wide))
+        embeddings = Embeddings(config.vocab_rows, width, config.max_position_embeddings)
+        self.backbone = Backbone(embeddings, layers, width, eps, drop)
         self.post_init()
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **rest: Any,
-    ) -> Any:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None, **rest: Any,
+    ) -> Any:  # fmt: skip
         """Encode token ids to ``last_hidden_state`` (batch, length, width).
 
         Parameters
@@ -316,20 +258,15 @@ class DecoderModel(DecoderPreTrainedModel):
             length): memory in the square of the length. ConfigError where no block attends.
         """
         refuse_rest(self, rest)
-        given = self._given(input_ids, inputs_embeds)
-        if given.shape[1] > self.config.max_length:
-            raise sequence_too_long(
-                given.shape[1], self.config.max_length, self.config.length_setting
-            )
+        length, longest = self._given(input_ids, inputs_embeds).shape[1], self.config.max_length
+        if length > longest:
+            raise sequence_too_long(length, longest, self.config.length_setting)
         collect = self._collects(output_hidden_states)
         attentions = self._attentions(output_attentions)
         mask = self._mixer_mask(attention_mask)
         hidden, states = self.backbone(input_ids, inputs_embeds, mask, collect, attentions)
-        return BaseModelOutput(
-            last_hidden_state=hidden,
-            hidden_states=states,
-            attentions=None if attentions is None else cast("Any", tuple(attentions)),
-        )
+        attended = None if attentions is None else cast("Any", tuple(attentions))
+        return BaseModelOutput(hidden, states, attended)
 
     def _attentions(self, wanted: bool | None) -> list[Tensor] | None:
         """Give an empty list for attention weights, where they are requested."""

@@ -1,29 +1,12 @@
 """What a model folder holds, read without its weights, and the memory of a training step.
 
-The estimate of a step's memory, in bytes, for P parameters, width D, N layers, V logit columns and
-micro-batches of B sequences of L positions:
-
-=================  ==============================================================================
-weights            4 P
-gradients          4 P
-optimizer          8 P (two running means)
-activations        general: B L (N k D s + 12 V), s = 4 bytes (2 with bf16-mixed, for the share of
-                   it that is kept in half precision), k the values kept per position, layer and
-                   unit of width: ``_KEPT``; with activation checkpointing N k becomes N + k
-FFT workspace      general: ``_FFT_COPIES`` x 4 B D F, F = 2 L: padded inputs, spectra and
-                   outputs of one long convolution, forward or backward
-process            ``_PROCESS`` for the interpreter and libraries (on a CPU)
-=================  ==============================================================================
-
-HyenaDNA of order 2 works piece by piece and keeps only the running sums and the filters. There
-activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N
-+ 5 and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but
-for what the last mixer has given back already; gradients around it; the filter's gradient. The
-kernels keep eight arrays more of each layer where they are small and there is room
-(:func:`~megabase.ops.kernels.keeps`): 8 N, 8 with activation checkpointing. In
-segments of S checkpointed layers N / S + S - 1 inputs are alive instead of N. The workspace is two
-arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and ten of a call of the
-transforms, ``40 max(2^20, min(16 L, max(4 L, 2^22)))``.
+HyenaDNA of order 2 works piece by piece and keeps, of each layer, two running sums and the filter,
+but for what the last mixer has given back already; beside them are gradients and the filter's
+gradient. The kernels keep eight arrays more of each layer where they are small and there is room
+(:func:`~megabase.ops.kernels.keeps`). In segments of S checkpointed layers N / S + S - 1 inputs are
+alive instead of N. The workspace is two arrays of a group of channels, and ten of a call of the
+transforms. Other models keep ``_KEPT`` values per position, layer and unit of width, and the
+padded inputs, spectra and outputs of one long convolution.
 
 Peaks against estimates are measured by ``python -m benchmarks memory``.
 """
@@ -44,18 +27,10 @@ from megabase.untrusted import parsing, read_json, recognize
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 """Names of files whose size is that of the weights: what models are published in."""
-
-_KEPT = 22
-"""Values kept for the backward pass per position, layer and unit of width, as measured."""
-
-_FFT_COPIES = 6
-"""Arrays of the padded size alive at once in the long convolution, as measured."""
-
-_FUSED_GROUP = 64
-"""Channels of a group in the mixer at the longest inputs: two panels of the kernels."""
-
-_PROCESS = 700_000_000
-"""Bytes of a process before it trains (interpreter, torch, transformers), as measured."""
+# As measured: values kept for the backward pass per position, layer and unit of width; arrays of
+# the padded size alive at once in the long convolution; channels of a group in the mixer at the
+# longest inputs (two panels of the kernels); bytes of a process before it trains.
+_KEPT, _FFT_COPIES, _FUSED_GROUP, _PROCESS = 22, 6, 64, 700_000_000
 
 
 def describe(spec: str | Path | None = None) -> dict[str, Any]:
@@ -80,6 +55,12 @@ def describe(spec: str | Path | None = None) -> dict[str, Any]:
     classifier = kind.endswith("classification")
     names: dict[int, str] = (getattr(config, "id2label", None) or {}) if classifier else {}
     record = path / "conversion.json"
+    tokenizer = load_tokenizer(path)
+    habits = ("padding_side", "special_tokens", "case_sensitive", "iupac", "k")
+    # The fields that the classes of the family declare, not those of transformers.
+    own = [one for one in type(config).__mro__ if not one.__module__.startswith("transformers.")]
+    fields = dict.fromkeys(name for one in reversed(own) for name in inspect.get_annotations(one))
+    held = config.to_dict()  # leaves out what a file leaves out
     return {
         "path": str(path),
         "class_name": model_class.__name__,
@@ -94,8 +75,9 @@ def describe(spec: str | Path | None = None) -> dict[str, Any]:
         "columns": getattr(embeddings, "out_features", None),
         "piecewise": bool(getattr(config, "works_piecewise", False)),
         "labels": [names[index] for index in sorted(names)],
-        "tokenizer": _tokenizer(path),
-        "settings": _own_settings(config),
+        "tokenizer": {"class": type(tokenizer).__name__}
+        | {name: getattr(tokenizer, name) for name in habits if hasattr(tokenizer, name)},
+        "settings": {name: getattr(config, name) for name in fields if name in held},
         "source": read_json(record, ModelError) if record.is_file() else None,
     }
 
@@ -105,37 +87,10 @@ def _number(config: Any, *names: str) -> int | None:
     return next((int(value) for value in found if isinstance(value, int | float)), None)
 
 
-def _tokenizer(path: Path) -> dict[str, Any]:
-    tokenizer = load_tokenizer(path)
-    return {
-        "class": type(tokenizer).__name__,
-        "padding_side": tokenizer.padding_side,
-        **{
-            name: getattr(tokenizer, name)
-            for name in ("special_tokens", "case_sensitive", "iupac", "k")
-            if hasattr(tokenizer, name)
-        },
-    }
-
-
-def _own_settings(config: Any) -> dict[str, Any]:
-    """Give the fields that the classes of the family declare, not those of transformers."""
-    own = [kind for kind in type(config).__mro__ if not kind.__module__.startswith("transformers.")]
-    names = dict.fromkeys(name for kind in reversed(own) for name in inspect.get_annotations(kind))
-    held = config.to_dict()  # leaves out what a file leaves out
-    return {name: getattr(config, name) for name in names if name in held}
-
-
 def step_memory(
-    shape: Mapping[str, Any],
-    batch: int,
-    length: int,
-    *,
-    half: bool = False,
-    segment: int = 0,
-    shards: int = 1,
-    on_cpu: bool = True,
-) -> dict[str, int]:
+    shape: Mapping[str, Any], batch: int, length: int, *, half: bool = False, segment: int = 0,
+    shards: int = 1, on_cpu: bool = True,
+) -> dict[str, int]:  # fmt: skip
     """Estimate the bytes that one process takes at its largest stage, by what they are for.
 
     Parameters
@@ -178,11 +133,7 @@ def step_memory(
         transforms = max(1 << 20, min(16 * length, max(4 * length, 1 << 22)))
         workspace = 8 * positions * group + 40 * min(transforms, positions * width)
     parts = {
-        "parameters": share,
-        "gradients": share,
-        "optimizer": 2 * share,
-        "activations": activations,
-        "workspace": workspace,
-        "process": _PROCESS if on_cpu else 0,
-    }
+        "parameters": share, "gradients": share, "optimizer": 2 * share,
+        "activations": activations, "workspace": workspace, "process": _PROCESS if on_cpu else 0,
+    }  # fmt: skip
     return {**parts, "total": sum(parts.values())}

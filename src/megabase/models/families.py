@@ -40,11 +40,9 @@ _AUTO_CLASSES: dict[str, tuple[str, Any]] = {
 """What a class is for, by the end of its name, as in transformers."""
 KINDS: tuple[str, ...] = tuple(_AUTO_CLASSES)
 """What a model is for: the names of the heads, and ``base`` for none."""
-
-_CHARACTERS = "megabase.models.tokenizers.character:DNATokenizer"
-"""One token a base: the tokenizer of most families."""
-_KMERS = "megabase.models.tokenizers.kmer:KmerTokenizer"
-"""The tokenizer of decoders over k-mers."""
+# The tokenizer of most families, one token a base, and that of decoders over k-mers.
+_TOKENIZERS = "megabase.models.tokenizers"  # where they are
+_CHARACTERS, _KMERS = f"{_TOKENIZERS}.character:DNATokenizer", f"{_TOKENIZERS}.kmer:KmerTokenizer"
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,10 @@ class Family:
     tokenizers: tuple[str, ...] = (_CHARACTERS,)
     """Tokenizer classes as ``module:class``. The first is used when a folder names none; the
     others answer when a folder's ``tokenizer_config.json`` names them."""
-    published: str | None = None
-    """Module that makes models of published weights: it has ``convert(weights, **overrides)``
-    (:mod:`megabase.models.checkpoints.published`)."""
     telling: str = ""
     """Pattern that tells published weights, or ours, of the family: it is searched, with ``^`` and
-    ``$`` at line ends, in the sorted names of the tensors, one a line."""
+    ``$`` at line ends, in the sorted names of the tensors, one a line. The module then makes models
+    of them: it has ``convert(weights, **overrides)``."""
     pretrained: bool = False
     """Whether ``megabase pretrain`` trains it: it reads one token a base."""
     length_field: str | None = None
@@ -92,7 +88,7 @@ class Family:
     def recognizes(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of published weights of the family."""
         found = re.search(self.telling, "\n".join(sorted(names)), re.MULTILINE | re.DOTALL)
-        return self.published is not None and found is not None
+        return self.telling != "" and found is not None
 
 
 @cache
@@ -103,13 +99,10 @@ def _classes(family: Family) -> Mapping[str, type[PreTrainedModel]]:
         ours = isinstance(member, type) and issubclass(member, PreTrainedModel)
         if not ours or name.startswith("_") or not member.__module__.startswith(family.module):
             continue
-        kind = next(
-            (kind for kind, (suffix, _) in _AUTO_CLASSES.items() if suffix and suffix in name),
-            "base",
-        )
+        # The last suffix, "", is in every name.
+        kind = next(kind for kind, (suffix, _) in _AUTO_CLASSES.items() if suffix in name)
         found.setdefault(kind, member)
-    order = [kind for kind in KINDS if kind in found]
-    return MappingProxyType({kind: found[kind] for kind in order})
+    return MappingProxyType({kind: found[kind] for kind in KINDS if kind in found})
 
 
 def _register_with_transformers(family: Family) -> None:
@@ -121,12 +114,8 @@ def _register_with_transformers(family: Family) -> None:
     classes = family.tokenizer_classes()
     for tokenizer in classes:
         # The first one stays the family's own; each becomes known by its name.
-        AutoTokenizer.register(
-            config_class,
-            tokenizer_class=classes[0],
-            slow_tokenizer_class=tokenizer,
-            exist_ok=True,
-        )
+        own: Any = {"tokenizer_class": classes[0], "slow_tokenizer_class": tokenizer}
+        AutoTokenizer.register(config_class, **own, exist_ok=True)
 
 
 FAMILIES: Registry[Family] = Registry("family", "megabase.families", _register_with_transformers)
@@ -143,47 +132,30 @@ def register_family(family: Family) -> None:
 
 def family_of(model_type: str) -> Family | None:
     """Give the family of a ``model_type``, or None when it is not known."""
-    for family in FAMILIES.values():
-        if family.config_class().model_type == model_type:
-            return family
-    return None
+    families = FAMILIES.values()
+    return next((one for one in families if one.config_class().model_type == model_type), None)
 
 
 def _built_in(name: str, *tokenizers: str, **facts: Any) -> Family:
-    package = f"megabase.models.{name}"
-    published = f"{package}.convert" if "telling" in facts else None
-    return Family(name, package, tokenizers or (_CHARACTERS,), published, **facts)
+    return Family(name, f"megabase.models.{name}", tokenizers or (_CHARACTERS,), **facts)
 
 
 for _family in (
     _built_in(
-        "hyenadna",
-        _CHARACTERS,
-        "megabase.models.tokenizers.character:HyenaDNATokenizer",
-        _KMERS,
-        pretrained=True,
-        length_field="max_seq_len",
+        "hyenadna", _CHARACTERS, f"{_TOKENIZERS}.character:HyenaDNATokenizer", _KMERS,
+        pretrained=True, length_field="max_seq_len",
         telling=r"\.mixer\.(layer\.)?filter_fn\.bias$",
     ),
     _built_in(
-        "gpt",
-        _CHARACTERS,
-        _KMERS,
-        pretrained=True,
-        length_field="max_position_embeddings",
+        "gpt", _CHARACTERS, _KMERS, pretrained=True, length_field="max_position_embeddings"
     ),
     _built_in("mamba", pretrained=True, telling=r"\.mixer\.A_log$"),
     _built_in(
-        "caduceus",
-        _CHARACTERS,
-        "megabase.models.tokenizers.character:CaduceusTokenizer",
-        pretrained=True,
-        telling=r"\.mamba_fwd\.A_log$",
+        "caduceus", _CHARACTERS, f"{_TOKENIZERS}.character:CaduceusTokenizer",
+        pretrained=True, telling=r"\.mamba_fwd\.A_log$",
     ),
     _built_in(
-        "cnn",
-        _CHARACTERS,
-        "megabase.models.tokenizers.table:LetterTokenizer",
+        "cnn", _CHARACTERS, f"{_TOKENIZERS}.table:LetterTokenizer",
         # Names that together no other family has.
         telling=(
             r"^(model\.)?cnn_model\.0\.weight$.*^(model\.)?dense_model\.0\.weight$"
@@ -196,20 +168,13 @@ for _family in (
         telling=r"^([12]\.|model\.|module\.)?12\.1\.bias$.*^([12]\.|model\.|module\.)?14\.1\.bias$",
     ),
     _built_in(
-        "dnabert",
-        "megabase.models.tokenizers.kmer:DNABERTTokenizer",
-        special_tokens=True,
+        "dnabert", f"{_TOKENIZERS}.kmer:DNABERTTokenizer", special_tokens=True,
         # The pooler of BigBird has another name.
         telling=(
             r"\A(?!.*^(bert\.)?pooler\.weight$).*^(bert\.)?embeddings\.word_embeddings\.weight$"
             r".*^(bert\.)?encoder\.layer\.0\.attention\.self\.query\.weight$"
         ),
     ),
-    _built_in(
-        "bigbird",
-        _CHARACTERS,
-        "megabase.models.tokenizers.bpe:BPETokenizer",
-        special_tokens=True,
-    ),
-):
+    _built_in("bigbird", _CHARACTERS, f"{_TOKENIZERS}.bpe:BPETokenizer", special_tokens=True),
+):  # fmt: skip
     register_family(_family)

@@ -20,10 +20,9 @@ class GPTConfig(DecoderConfig):
 
     Attributes
     ----------
-    num_heads : int
-        Attention heads; must divide the width.
-    causal : bool
-        Whether a position sees only itself and earlier ones.
+    num_heads, causal : int, bool
+        Attention heads, which divide the width; whether a position sees only itself and earlier
+        ones.
     max_position_embeddings : int
         Rows of the position table, which is the longest input in tokens. Positions count from the
         left end of the padded input.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,8 @@ from megabase.models.base import DNAModel, check_length, grouped_parameters, ref
 
 IGNORE_INDEX = -100
 """Label that takes no part in a loss: the convention of torch and transformers."""
-
 _SPECIAL = [number for token, number in VOCABULARY.items() if token.startswith("[")]
 """Ids that generation never draws: only letters are DNA."""
-
 HEADS = {
     "classes": ("sequence-classification", "single_label_classification"),
     "multi_label": ("sequence-classification", "multi_label_classification"),
@@ -41,7 +39,6 @@ HEADS = {
     "tracks": ("token-classification", "regression"),
 }
 """Kind of labels -> kind of model, and the name that transformers has for its problem."""
-
 Strand = tuple[Tensor, Tensor | None]
 """Hidden vectors of one strand, in its own direction, (batch, length, width), and a mask that is
 True at real tokens, (batch, length), or None."""
@@ -62,12 +59,9 @@ def _share(loss: Tensor, items: Tensor | int) -> Tensor:
 
 
 def _average(
-    loss: Callable[..., Tensor],
-    logits: Tensor,
-    targets: Tensor,
-    items: Tensor | int | None,
+    loss: Callable[..., Tensor], logits: Tensor, targets: Tensor, items: Tensor | int | None,
     **options: Any,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Give the mean of a loss over this batch's labels, or its sum over `items` labels."""
     if items is None:
         return loss(logits, targets, **options)
@@ -79,12 +73,9 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def token_loss(
-    logits: Tensor,
-    labels: Tensor,
-    items: Tensor | int | None = None,
-    loss_weights: Tensor | None = None,
-    pad_id: int | None = None,
-) -> Tensor:
+    logits: Tensor, labels: Tensor, items: Tensor | int | None = None,
+    loss_weights: Tensor | None = None, pad_id: int | None = None,
+) -> Tensor:  # fmt: skip
     """Cross entropy of logits (batch, length, rows), in float32 at least.
 
     The labels -100 and `pad_id` take no part, and without any other the mean is NaN. `items` is the
@@ -105,12 +96,9 @@ def token_loss(
 
 
 def sequence_loss(
-    logits: Tensor,
-    labels: Tensor,
-    config: PreTrainedConfig,
-    items: Tensor | int | None = None,
+    logits: Tensor, labels: Tensor, config: PreTrainedConfig, items: Tensor | int | None = None,
     problem: str | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Loss of logits (batch, labels), in float32 at least; `items` as for :func:`token_loss`.
 
     `problem`, else ``config.problem_type``, else ``num_labels`` and the type of the labels, chooses
@@ -118,42 +106,37 @@ def sequence_loss(
     or squared error.
     """
     logits, labels = _wide(logits), labels.to(logits.device)
-    problem = problem or config.problem_type
-    if problem is None and config.num_labels == 1:
-        problem = "regression"
+    usual = "multi_label" if labels.is_floating_point() else "single_label_classification"
+    usual = "regression" if config.num_labels == 1 else usual
+    problem = problem or config.problem_type or usual
     if problem == "regression":
         targets = labels.reshape(-1).to(logits.dtype)
         return _average(F.mse_loss, logits.reshape(-1), targets, items)
-    if problem == "single_label_classification" or (
-        problem is None and not labels.is_floating_point()
-    ):
+    if problem == "single_label_classification":
         return _average(F.cross_entropy, logits, labels.reshape(-1).long(), items)
     return _average(F.binary_cross_entropy_with_logits, logits, labels.to(logits), items)
 
 
 @dataclass
 class _LanguageModelOutput(ModelOutput):
-    """Predictions of a language model."""
+    """Predictions of a language model; the last three when they were requested."""
 
-    loss: Tensor | None = None
-    """Mean cross entropy, when labels were given."""
-    logits: Tensor | None = None
-    """Shape (batch, length, rows of the vocabulary)."""
-    cache: Any = None
-    """What the next position needs, when it was requested of a model that has one."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    """Input of every block and the final output, when they were requested."""
-    attentions: tuple[Tensor, ...] | None = None
-    """Attention weights of the blocks that have them, when they were requested."""
+    loss: Tensor | None = None  # mean cross entropy, when labels were given
+    logits: Tensor | None = None  # (batch, length, rows of the vocabulary)
+    cache: Any = None  # what the next position needs
+    hidden_states: tuple[Tensor, ...] | None = None  # input of every block and the final output
+    attentions: tuple[Tensor, ...] | None = None  # weights of the blocks that attend
 
 
 class _Head(DNAModel):
-    """A base model with something on top; a family adds its configuration and its base model."""
+    """A base model with something on top; a family adds its configuration and its base model.
+
+    `encoder_options` are arguments of the base model beyond those that all families have, and
+    `loss_arguments` those that concern the loss alone, beyond the number of items.
+    """
 
     encoder_options: ClassVar[tuple[str, ...]] = ()
-    """Arguments of the base model beyond those that all families have."""
     loss_arguments: ClassVar[tuple[str, ...]] = ()
-    """Arguments that concern the loss alone, beyond the number of items."""
     output_class: ClassVar[Any]
 
     def __init__(self, config: Any, **_: Any) -> None:
@@ -168,14 +151,10 @@ class _Head(DNAModel):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **rest: Any,
-    ) -> Any:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        labels: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None, **rest: Any,
+    ) -> Any:  # fmt: skip
         """Predict tokens, or classify sequences or nucleotides.
 
         Logits are (batch, length, config.vocab_rows) of a language model, rows past the vocabulary
@@ -190,13 +169,13 @@ class _Head(DNAModel):
             reverses and complements itself; or embeddings (batch, length, width, 2). The hidden
             states are those of the strand as given.
         attention_mask
-            1 at real tokens; of a conjoined input, one mask holds for both strands when ids of both
-            are given. When it is missing, tokens other than ``config.pad_token_id`` are real.
-            In a decoder, pooling ``hf`` looks at pad tokens only, never at the mask.
+            1 at real tokens; by default those other than ``config.pad_token_id`` are real. Of a
+            conjoined input, one mask holds for both strands when ids of both are given. In a
+            decoder, pooling ``hf`` looks at pad tokens only, never at the mask.
         labels
             Of a language model: token ids (batch, length), aligned with `input_ids`; next-token
-            models shift them by one inside, the library's habit. Pad tokens take part in next-token
-            models unless they are set to -100, and do not in masked ones.
+            models shift them by one inside, and pad tokens take part in them unless they are set to
+            -100, in masked ones not.
             Of sequences: class numbers (batch,), floats (batch,) or (batch, 1) for regression, or
             0/1 vectors (batch, num_labels), by ``config.problem_type`` or else by their number and
             type. Of nucleotides: class numbers (batch, length), in the direction of the strand as
@@ -208,14 +187,12 @@ class _Head(DNAModel):
         """
         refuse_rest(self, rest, ("num_items_in_batch", *self.loss_arguments, *self.encoder_options))
         strands, states = self._strands(
-            rest,
-            input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
+            rest, input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds,
             output_hidden_states=output_hidden_states,
-        )
-        logits = self._logits(strands)
-        loss = self._loss(logits, labels, rest)
+        )  # fmt: skip
+        logits, items = self._logits(strands), rest.get("num_items_in_batch")
+        needed = labels is not None or rest.get("shift_labels") is not None
+        loss = self._loss(logits, cast("Any", labels), items, rest) if needed else None
         return self.output_class(loss=loss, logits=logits, **states)
 
     def _strands(
@@ -225,8 +202,7 @@ class _Head(DNAModel):
         extra = {name: rest[name] for name in self.encoder_options if name in rest}
         encoded = self.base_model(input_ids=input_ids, **inputs, **extra, return_dict=True)
         mask = self._real_tokens(input_ids, inputs["attention_mask"])
-        names = ("cache", "hidden_states", "attentions")
-        states = {name: getattr(encoded, name, None) for name in names}
+        states = {k: encoded.get(k) for k in ("cache", "hidden_states", "attentions")}
         states = {name: value for name, value in states.items() if value is not None}
         return [(encoded.last_hidden_state, mask)], states
 
@@ -243,8 +219,8 @@ class _Head(DNAModel):
         """Score every strand, and average."""
         raise NotImplementedError
 
-    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
-        """Give the loss, where there are labels."""
+    def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
+        """Give the loss."""
         raise NotImplementedError
 
 
@@ -281,11 +257,10 @@ class CausalLM(GenerationMixin, _LanguageModel):
     # What was read cannot be taken back, as assisted decoding would have to.
     _is_stateful = True
 
-    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
-        items, aligned = rest.get("num_items_in_batch"), rest.get("shift_labels")
-        if aligned is not None:
+    def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
+        if (aligned := rest.get("shift_labels")) is not None:
             return token_loss(logits, aligned, items)
-        return None if labels is None else token_loss(logits[:, :-1], labels[:, 1:], items)
+        return token_loss(logits[:, :-1], labels[:, 1:], items)
 
     def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
         """Generate sequences; see transformers.
@@ -316,12 +291,11 @@ class CausalLM(GenerationMixin, _LanguageModel):
 
         The library takes ``max_position_embeddings`` for it, which published HyenaDNA sets to 0.
         """
-        config: Any = self.config
         library: Any = super()
         found = library._get_stopping_criteria(*args, **kwargs)
         for one in found:
             if isinstance(one, MaxLengthCriteria):
-                one.max_position_embeddings = config.max_length
+                one.max_position_embeddings = self.config.max_length
         return found
 
     @classmethod
@@ -360,10 +334,8 @@ class MaskedLM(_LanguageModel):
 
     loss_arguments = ("loss_weights",)
 
-    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
-        if labels is None:
-            return None
-        items, weights = rest.get("num_items_in_batch"), rest.get("loss_weights")
+    def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
+        weights = rest.get("loss_weights")
         return token_loss(logits, labels, items, weights, self.config.pad_token_id)
 
 
@@ -373,13 +345,12 @@ class SequenceClassifier(_Head):
     output_class = SequenceClassifierOutput
 
     def _logits(self, strands: list[Strand]) -> Tensor:
-        config: Any = self.config
-        scores = [self.score(pool(hidden, config.pooling, mask)) for hidden, mask in strands]
+        mode = self.config.pooling
+        scores = [self.score(pool(hidden, mode, mask)) for hidden, mask in strands]
         return scores[0] if len(scores) == 1 else torch.stack(scores).mean(dim=0)
 
-    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
-        items = rest.get("num_items_in_batch")
-        return None if labels is None else sequence_loss(logits, labels, self.config, items)
+    def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
+        return sequence_loss(logits, labels, self.config, items)
 
 
 class TokenClassifier(_Head):
@@ -391,20 +362,20 @@ class TokenClassifier(_Head):
         scores = [self.score(hidden) for hidden, _ in strands]
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1].flip(1)) / 2
 
-    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
-        items = rest.get("num_items_in_batch")
-        return None if labels is None else token_loss(logits, labels, items)
+    def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
+        return token_loss(logits, labels, items)
 
 
 class SupervisedClassifier(PreTrainedModel):
-    """A network for labels of whole sequences of one length, without pretraining."""
+    """A network for labels of whole sequences of one length, without pretraining.
+
+    `prediction_options` are arguments of :meth:`predict` beyond ids and mask.
+    """
 
     main_input_name = "input_ids"
     base_model_prefix = ""
     prediction_options: ClassVar[tuple[str, ...]] = ()
-    """Arguments of :meth:`predict` beyond ids and mask."""
     shown_name: ClassVar[str]
-    """Name in the message about longer inputs."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -417,11 +388,8 @@ class SupervisedClassifier(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, nn.BatchNorm1d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            initial = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
-            for name, value in initial.items():
-                init.constant_(getattr(module, name), value)
+            for name in ("weight", "running_var", "bias", "running_mean", "num_batches_tracked"):
+                init.constant_(getattr(module, name), int(name in ("weight", "running_var")))
 
     def predict(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
         """Give logits (batch, labels)."""
@@ -437,12 +405,9 @@ class SupervisedClassifier(PreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **rest: Any,
-    ) -> Any:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
+        labels: Tensor | None = None, **rest: Any,
+    ) -> Any:  # fmt: skip
         """Score sequences: ``logits`` (batch, labels), and the ``loss`` of `labels`.
 
         Parameters
@@ -458,17 +423,15 @@ class SupervisedClassifier(PreTrainedModel):
             What :meth:`predict` takes, and ``num_items_in_batch`` of transformers.
         """
         refuse_rest(self, rest, ("num_items_in_batch", *self.prediction_options))
-        own = {name: rest[name] for name in self.prediction_options if name in rest}
-        logits: Any = self.predict(input_ids, attention_mask, **own)
-        items = rest.get("num_items_in_batch")
+        items = rest.pop("num_items_in_batch", None)
+        logits: Any = self.predict(input_ids, attention_mask, **rest)
         loss: Any = None if labels is None else self.loss(logits, labels, items)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _fit_length(self, ids_BL: Tensor, mask_BL: Tensor | None, side: str) -> Tensor:
-        """Bring ids to the one length of the network, ``config.max_length``.
+        """Lay real tokens side by side, and pad them on `side` to ``config.max_length``.
 
-        Where an attention mask marks the real tokens, they are laid side by side and padded on
-        `side`, so the result does not depend on where and how far the batch was padded before.
+        The result does not depend on where and how far the batch was padded before.
         """
         config: Any = self.config
         length: int = config.max_length
@@ -481,14 +444,12 @@ class SupervisedClassifier(PreTrainedModel):
         count_B1 = mask_BL.sum(dim=1, keepdim=True)
         if given > length and config.too_long == "error":
             # Only a batch wider than the model pays for looking at the counts.
-            check_length(
-                int(count_B1.max()),
-                length,
-                self.shown_name,
+            advice = (
                 "shorten the sequences (special tokens count: add_special_tokens=False leaves them "
                 'out), set too_long="trim" to keep their beginning, or build the model with a '
-                "larger max_length",
+                "larger max_length"
             )
+            check_length(int(count_B1.max()), length, self.shown_name, advice)
         kept_B1 = count_B1.clamp(max=length)
         position_BL = mask_BL.cumsum(dim=1) - 1
         wanted_BL = mask_BL & (position_BL < kept_B1)

@@ -34,14 +34,10 @@ _SHOWN_CLASSES = 20
 class Loaded:
     """A model ready for inference."""
 
-    model: Any
-    """The module."""
-    kind: str
-    """One of :data:`megabase.models.families.KINDS`."""
-    name: str
-    """Its name, for outputs: never a path of this machine."""
-    folder: Path | None = None
-    """Where it was; None for a model in memory."""
+    model: Any  # the module
+    kind: str  # one of megabase.models.families.KINDS
+    name: str  # for outputs: never a path of this machine
+    folder: Path | None = None  # None for a model in memory
     both_strands: bool = False
     """Whether the metrics of its training are those of both strands averaged."""
 
@@ -118,13 +114,10 @@ ModelSpec = str | Path | nn.Module | Loaded | None
 
 
 def load(
-    spec: ModelSpec = None,
-    *,
-    head: Literal["own", "none", "language"] = "own",
-    prompt: str | Path | None = None,
-    device: str | torch.device | None = None,
+    spec: ModelSpec = None, *, head: Literal["own", "none", "language"] = "own",
+    prompt: str | Path | None = None, device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> Loaded:
+) -> Loaded:  # fmt: skip
     """Load a model for inference, and check its weights once.
 
     Parameters
@@ -149,14 +142,12 @@ def load(
     InputError
         When the model does not have the head that is wanted, or a module is of another library.
     """
+    if prompt is not None:
+        return _load_prompted(spec.model if isinstance(spec, Loaded) else spec, prompt, device)
     if isinstance(spec, Loaded):
-        if prompt is not None:
-            return _load_prompted(spec.model, prompt, device)
         if head == "language":
             language_model_kind(spec.model)
         return spec
-    if prompt is not None:
-        return _load_prompted(spec, prompt, device)
     if isinstance(spec, nn.Module):
         return _given(spec, head)
     folder, config, saved, _ = open_model(spec)
@@ -168,11 +159,11 @@ def load(
             f"{folder}: is a {what} ({saved}), which gives no probabilities to bases; scores "
             "need a model with a language-model head (causal-lm or masked-lm)"
         )
-    if bare and saved == "masked-lm":
-        # Its body has no pooler, which the bare class of a BERT would miss.
-        model: Any = load_model(folder, saved, device=device, dtype=dtype).base_model
-    else:
-        model = load_model(folder, "base" if bare else saved, device=device, dtype=dtype)
+    # The body of a masked model has no pooler, which the bare class of a BERT would miss.
+    inside = bare and saved == "masked-lm"
+    as_kind = saved if inside or not bare else "base"
+    model: Any = load_model(folder, as_kind, device=device, dtype=dtype)
+    model = model.base_model if inside else model
     kind = f"{language_model_kind(model)}-lm" if head == "language" else "base" if bare else saved
     both = bool(getattr(model.config, "strand_average", False))
     return Loaded(model, kind, _shown_name(spec, folder), folder, both)
@@ -186,14 +177,14 @@ def _uses_special_tokens(folder: Path | None, model_type: str) -> bool:
     """
     family = family_of(model_type)
     habit = family is not None and family.special_tokens
-    for parent in () if folder is None else (folder, *folder.resolve().parents[:2]):
-        file = parent / "config.yaml"
-        if file.is_file():
-            settings = parse_yaml(read_text(file, InputError), file, InputError)
-            head = settings.get("head") if isinstance(settings, dict) else None
-            wanted = head.get("special_tokens", "auto") if isinstance(head, dict) else "auto"
-            return habit if wanted == "auto" else wanted == "yes"
-    return habit
+    parents = () if folder is None else (folder, *folder.resolve().parents[:2])
+    file = next((p / "config.yaml" for p in parents if (p / "config.yaml").is_file()), None)
+    if file is None:
+        return habit
+    settings = parse_yaml(read_text(file, InputError), file, InputError)
+    head = settings.get("head") if isinstance(settings, dict) else None
+    wanted = head.get("special_tokens", "auto") if isinstance(head, dict) else "auto"
+    return habit if wanted == "auto" else wanted == "yes"
 
 
 def _given(model: nn.Module, head: str) -> Loaded:
@@ -235,10 +226,7 @@ def _load_prompted(
 
 
 def _shown_name(spec: str | Path | None, folder: Path) -> str:
-    """Give the name of a model for outputs: never a path of this machine.
-
-    A checkpoint is named after its run, such as ``tuned/step-00000100``.
-    """
+    """Give the name of a model for outputs; of a checkpoint with its run, ``tuned/step-100``."""
     if spec is not None and Path(spec).expanduser().exists():
         folder = folder.resolve()
         in_run = folder.parent.name == "checkpoints"
@@ -303,7 +291,7 @@ def find_class(names: Sequence[str], wanted: str | int | None, model: str) -> in
     for number, name in enumerate(names):
         if wanted in (name, number):
             return number
-    if isinstance(wanted, str) and wanted.isdigit() and int(wanted) < len(names):
+    if str(wanted).isdigit() and int(wanted) < len(names):
         return int(wanted)
     raise InputError(f"{model} has no output {wanted!r}; it has {known}")
 

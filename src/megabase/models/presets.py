@@ -16,39 +16,23 @@ class Preset:
     """A published model shape."""
 
     name: str
-    """Name on the command line."""
     family: str
-    """Folder of the family in ``megabase.models``."""
-    config: Mapping[str, Any] = field(hash=False)
-    """Arguments of the family's configuration class."""
+    config: Mapping[str, Any] = field(hash=False)  # arguments of the family's configuration class
     parameters: int
     """Trainable numbers; tied and shared tensors count once. A language model counts with its
     head, an encoder without."""
-    length: int
-    """Bases of its training sequences."""
-    hub: str | None = None
-    """Hub repository that transformers loads, if there is one."""
-    checkpoint: str | None = None
-    """Hub repository of the original checkpoint, for ``megabase convert``."""
-    source: str = ""
-    """Where the shape is published."""
-    license: str = ""
-    """Of the published weights, as their authors say; the card on the Hub decides."""
-    use: str = "a shape without weights, to train"
-    """What it is good for."""
+    length: int  # bases of its training sequences
+    hub: str | None = None  # repository that transformers loads
+    checkpoint: str | None = None  # repository of the original checkpoint, for megabase convert
+    source: str = ""  # where the shape is published
+    license: str = ""  # of the published weights, as their authors say; the card on the Hub decides
+    use: str = "a shape without weights, to train"  # what it is good for
 
 
-_NARROW = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 512,
-}
-"""A BERT that a CPU can train."""
-
-
+# A BERT that a CPU can train.
+_NARROW = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+           "intermediate_size": 512}  # fmt: skip
 _BASES = 35_000  # 8.78 bases a BigBird token on average, 4096 positions
-
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (
     Preset(
         "bigbird-4096", "bigbird", {}, 113_369_856, _BASES,

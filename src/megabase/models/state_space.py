@@ -13,10 +13,9 @@ from transformers import initialization as init
 
 from megabase.errors import CheckpointError
 from megabase.layers.linear import can_read
-from megabase.layers.mamba import MambaMixer, RMSNorm
-from megabase.layers.rcps import RCPSEmbedding, RCPSHead
+from megabase.layers.mamba import MambaMixer, Norm
 from megabase.models.base import DNAModel, LanguageModelConfig, Problems, optimizer_groups
-from megabase.models.checkpoints.published import ConvertedModel, build
+from megabase.models.checkpoints.reader import ConvertedModel, build
 from megabase.models.families import family_of
 
 _IGNORED_MIXER_KEYS = ("layer", "use_fast_path", "device", "dtype")
@@ -28,28 +27,17 @@ checked, and switches between kernels."""
 class _MixerSettings:
     """Settings of one Mamba mixer: the entries of ``ssm_cfg``, filled up with defaults."""
 
-    d_state: int = 16
-    """States per inner channel."""
-    d_conv: int = 4
-    """Taps of the short convolution."""
-    expand: float = 2
-    """Inner channels over width."""
-    dt_rank: int | str = "auto"
-    """Rank of the step sizes; ``auto`` is the width over 16, rounded up."""
-    dt_min: float = 1e-3
-    """Smallest initial step size."""
-    dt_max: float = 0.1
-    """Largest initial step size."""
-    dt_init: str = "random"
-    """Initial weights of the step sizes: ``random`` or ``constant``."""
-    dt_scale: float = 1.0
-    """Factor on those weights."""
-    dt_init_floor: float = 1e-4
-    """Lower bound of initial step sizes."""
+    d_state: int = 16  # states per inner channel
+    d_conv: int = 4  # taps of the short convolution
+    expand: float = 2  # inner channels over width
+    dt_rank: int | str = "auto"  # rank of the step sizes: the width over 16, rounded up
+    dt_min: float = 1e-3  # smallest initial step size
+    dt_max: float = 0.1  # largest initial step size
+    dt_init: str = "random"  # initial weights of the step sizes, or constant
+    dt_scale: float = 1.0  # factor on those weights
+    dt_init_floor: float = 1e-4  # lower bound of initial step sizes
     conv_bias: bool = True
-    """Whether the convolution has a bias."""
-    bias: bool = False
-    """Whether the projections in and out have biases."""
+    bias: bool = False  # of the projections in and out
 
     def check(self, problems: Problems) -> None:
         """Add what is wrong to the problems of the whole configuration."""
@@ -156,26 +144,20 @@ class StateSpacePreTrainedModel(DNAModel):
         ``A = -(1, 2, ..., N)``, ``D = 1``; initial step sizes log-uniform from ``dt_min`` to
         ``dt_max``.
         """
-        if isinstance(module, RCPSEmbedding | RCPSHead):
-            # Their weights are those of a module inside. The library builds models without memory
-            # first, so computed tables are filled here.
-            init.copy_(module.complement_map, module.table())
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.Linear | nn.Conv1d):
-            if module is getattr(self, "score", None):
+        if isinstance(module, nn.Embedding | nn.Linear | nn.Conv1d):
+            if isinstance(module, nn.Embedding) or module is getattr(self, "score", None):
                 init.normal_(module.weight, std=self.config.initializer_range)
             else:
                 init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
+            if getattr(module, "bias", None) is not None:
                 if isinstance(module, nn.Conv1d):
                     bound = 1 / math.sqrt(module.kernel_size[0])
                     init.uniform_(module.bias, -bound, bound)
                 else:
                     init.zeros_(module.bias)
-        elif isinstance(module, RMSNorm | nn.LayerNorm):
+        elif isinstance(module, Norm):
             init.ones_(module.weight)
-            if isinstance(module, nn.LayerNorm):
+            if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, MambaMixer):
             _init_mixer(module, self.config.mixer, self.config.residual_scale)
@@ -186,12 +168,10 @@ class StateSpacePreTrainedModel(DNAModel):
         Biases, embeddings (and a head tied to them), LayerNorms, ``A_log`` and ``D`` do not decay.
         RMSNorms do, as in the public training code, whose list of exceptions does not know them.
         """
-        kinds = (nn.Embedding, nn.LayerNorm)
         spared = {
-            id(parameter)
+            id(module.weight)
             for module in self.modules()
-            if isinstance(module, kinds)
-            for parameter in module.parameters(recurse=False)
+            if isinstance(module, nn.Embedding) or (isinstance(module, Norm) and not module.rms)
         }
 
         def group_of(name: str, parameter: nn.Parameter) -> str:
@@ -276,14 +256,9 @@ def read_shapes(
 
 
 def build_found(
-    config: StateSpaceConfig,
-    tensors: Mapping[str, Tensor],
-    source: object,
-    *,
-    bare: bool,
-    notes: Sequence[str],
-    dropped: tuple[str, ...],
-) -> ConvertedModel:
+    config: StateSpaceConfig, tensors: Mapping[str, Tensor], source: object, *,
+    bare: bool, notes: Sequence[str], dropped: tuple[str, ...],
+) -> ConvertedModel:  # fmt: skip
     """Build the classifier, the bare model or the language model that tensors are of.
 
     A language-model head that a classifier carries along is left out.

@@ -21,12 +21,9 @@ from megabase.ops import kernels, triton
 
 BACKENDS = ("kernels", "fast", "plain", "triton", "reference")
 """Names that can be asked for."""
-
 ENVIRONMENT_VARIABLE = "MEGABASE_BACKEND"
 """Environment variable read when no :func:`override` is in force."""
-
-# A plain list, because compilers can read one; the last entry is in force.
-_overrides: list[str] = []
+_overrides: list[str] = []  # a list, because compilers can read one; the last entry is in force
 
 
 def _checked(name: str, where: str) -> str:
@@ -35,10 +32,9 @@ def _checked(name: str, where: str) -> str:
             f"{where}: expected one of {', '.join(BACKENDS)}, found {name!r}; "
             "choose one of them, or leave it out for the best that is there"
         )
-    if name == "kernels" and (why := kernels.why_missing()) is not None:
-        raise OperatorError(f"{where}: kernels were asked for, but {why}")
-    if name == "triton" and (why := triton.why_missing()) is not None:
-        raise OperatorError(f"{where}: triton was asked for, but {why}")
+    library = {"kernels": kernels, "triton": triton}.get(name)
+    if library is not None and (why := library.why_missing()) is not None:
+        raise OperatorError(f"{where}: {name} was asked for, but {why}")
     return name
 
 
@@ -51,12 +47,7 @@ def active() -> str:
     return "kernels" if kernels.verified() else "fast"
 
 
-def use_reference() -> bool:
-    """Whether operators run their definitions."""
-    return active() == "reference"
-
-
-def on_accelerator(tensor: torch.Tensor) -> bool:
+def _on_accelerator(tensor: torch.Tensor) -> bool:
     """Whether a tensor is on a device where launches and memory cost, and caches do not help."""
     return tensor.device.type not in ("cpu", "meta")
 
@@ -69,7 +60,7 @@ def use_plain(tensor: torch.Tensor, in_triton: bool = True) -> bool:
     name = active()
     if name == "triton" and in_triton and tensor.dtype in triton.DTYPES:
         return False
-    return name == "plain" or (name != "reference" and on_accelerator(tensor))
+    return name == "plain" or (name != "reference" and _on_accelerator(tensor))
 
 
 def use_kernels(*tensors: torch.Tensor | None) -> bool:

@@ -20,7 +20,6 @@ from megabase.ops.short_conv import taps_flops
 
 _SINGLE_THREAD = 1 << 15
 """Elements below which starting threads costs more than they save."""
-
 _CHECKS: dict[str, Any] = {
     "rules": {"P": lambda sizes, _: sizes["K"] - 1}, "least": {"K": 1},
 }  # fmt: skip
@@ -28,12 +27,9 @@ _CHECKS: dict[str, Any] = {
 
 
 def causal_conv(
-    x_BLE: Tensor,
-    taps_EK: Tensor,
-    bias_E: Tensor | None = None,
-    past_BPE: Tensor | None = None,
+    x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None,
     reverse: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Convolve each channel with its taps, and apply SiLU.
 
     ``y_t = silu(bias + sum over k of taps[k] x_{t - (K - 1) + k})``, of the dtype of `x_BLE`.
@@ -62,7 +58,7 @@ def causal_conv(
     taps_EK = taps_EK.to(dtype)
     bias_E = None if bias_E is None else bias_E.to(dtype)
     past_BPE = None if past_BPE is None else past_BPE.to(dtype)
-    if backend.use_reference() or backend.use_plain(x_BLE):
+    if backend.active() == "reference" or backend.use_plain(x_BLE):
         return _causal_conv_reference(x_BLE, taps_EK, bias_E, past_BPE, reverse)
     if reverse:
         return _causal_conv_shifted(x_BLE.flip(1), taps_EK, bias_E, past_BPE).flip(1)
@@ -70,12 +66,9 @@ def causal_conv(
 
 
 def _causal_conv_reference(
-    x_BLE: Tensor,
-    taps_EK: Tensor,
-    bias_E: Tensor | None = None,
-    past_BPE: Tensor | None = None,
+    x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None,
     reverse: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Convolve by the library's convolution: the definition of :func:`causal_conv`."""
     (channels, taps), length = taps_EK.shape, x_BLE.shape[1]
     if reverse:  # the taps are turned around, and the sequence is not
@@ -110,7 +103,7 @@ def _sizes(x: Tensor, taps: Tensor, reverse: bool) -> tuple[Any, ...]:
         raise OperatorError(
             f"causal_conv: expected tensors on the CPU, or the backend 'triton', found {x.device}"
         )
-    if taps.shape[1] > kernels.native_package().MAX_TAPS:
+    if kernels.native() and taps.shape[1] > kernels.package().MAX_TAPS:
         raise OperatorError(
             f"causal_conv: expected at most {kernels.package().MAX_TAPS} taps, found "
             f"{taps.shape[1]}; megabase.ops.causal_conv takes any number"
@@ -118,8 +111,10 @@ def _sizes(x: Tensor, taps: Tensor, reverse: bool) -> tuple[Any, ...]:
     return (*x.shape, taps.shape[1], reverse)
 
 
-def _threads(x: Tensor) -> int:
-    return 1 if x.numel() < _SINGLE_THREAD else torch.get_num_threads()
+def _run(which: str, x: Tensor, sizes: tuple[Any, ...], *arrays: Tensor | None) -> None:
+    threads = 1 if x.numel() < _SINGLE_THREAD else torch.get_num_threads()
+    given = (kernels.array(t) for t in arrays)
+    getattr(kernels.native(), which)(x.dtype == torch.float64, sizes, *given, threads)
 
 
 def _wide(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
@@ -130,12 +125,9 @@ def _wide(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
 
 @operator("causal_conv", lambda x, taps, *_: taps_flops(x, taps), **_CHECKS)
 def _forward(
-    x: Annotated[Tensor, "B L E"],
-    taps: Annotated[Tensor, "E K"],
-    bias: Annotated[Tensor | None, "E"],
-    past: Annotated[Tensor | None, "B P E"],
-    reverse: bool,
-) -> Tensor:
+    x: Annotated[Tensor, "B L E"], taps: Annotated[Tensor, "E K"],
+    bias: Annotated[Tensor | None, "E"], past: Annotated[Tensor | None, "B P E"], reverse: bool,
+) -> Tensor:  # fmt: skip
     """Convolve in C++ or in Triton, in float32 at least."""
     if backend.use_triton(x, taps, bias, past):
         from megabase.ops.triton.conv import conv
@@ -146,10 +138,7 @@ def _forward(
     sizes, dtype = _sizes(x, taps, reverse), x.dtype
     x, taps, bias, past = _wide(x, taps.contiguous(), bias, past)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    kernels.package().native.conv_forward(
-        x.dtype == torch.float64, sizes, *(kernels.array(t) for t in (x, past, taps, bias, y)),
-        _threads(x),
-    )  # fmt: skip
+    _run("conv_forward", x, sizes, x, past, taps, bias, y)
     return y.to(dtype)
 
 
@@ -160,37 +149,29 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 @operator("causal_conv_backward", lambda dy, x, taps, *_: 2 * taps_flops(x, taps), **_CHECKS)
 def _backward(
-    dy: Annotated[Tensor, "B L E"],
-    x: Annotated[Tensor, "B L E"],
-    taps: Annotated[Tensor, "E K"],
-    bias: Annotated[Tensor | None, "E"],
-    past: Annotated[Tensor | None, "B P E"],
-    reverse: bool,
-) -> list[Tensor]:
+    dy: Annotated[Tensor, "B L E"], x: Annotated[Tensor, "B L E"], taps: Annotated[Tensor, "E K"],
+    bias: Annotated[Tensor | None, "E"], past: Annotated[Tensor | None, "B P E"], reverse: bool,
+) -> list[Tensor]:  # fmt: skip
     given = (x, taps, bias, past)
     if backend.use_triton(dy, *given):
-        from megabase.ops.triton.conv import conv_backward
+        from megabase.ops.triton.conv import conv
 
         grads = _room(dy, *given)
-        conv_backward(dy, given, reverse, grads)
+        conv(given, reverse, dy, grads)
         return grads
     sizes = _sizes(x, taps, reverse)
     x, taps, bias, past, dy = _wide(x, taps.contiguous(), bias, past, dy)
-    native = kernels.package().native
     channels, count = taps.shape
-    tasks = native.conv_tasks(x.shape[0], x.shape[1])
+    tasks = kernels.native().conv_tasks(x.shape[0], x.shape[1])
     options: Any = {"dtype": x.dtype, "device": x.device}
     dx = torch.empty(x.shape, **options)
     # Zero, because an empty sequence gives nobody the task of writing it.
-    dpast = torch.zeros((0,) if past is None else past.shape, **options)
+    dpast = None if past is None else torch.zeros(past.shape, **options)
     # Sums over positions, one for each task.
     dtaps = torch.empty((tasks, count, channels), **options)
     dbias = torch.empty((tasks, channels), **options)
-    arrays = (x, past, taps, bias, dy, dx, None if past is None else dpast, dtaps, dbias)
-    native.conv_backward(
-        x.dtype == torch.float64, sizes, *(kernels.array(t) for t in arrays), _threads(x)
-    )
-    found = (dx, dtaps.sum(0).t().contiguous(), dbias.sum(0), dpast)
+    _run("conv_backward", x, sizes, x, past, taps, bias, dy, dx, dpast, dtaps, dbias)
+    found: Any = (dx, dtaps.sum(0).t().contiguous(), dbias.sum(0), dpast)
     return [
         x.new_empty((0,)) if t is None else grad.to(t.dtype)
         for grad, t in zip(found, given, strict=True)
@@ -199,13 +180,8 @@ def _backward(
 
 @_backward.register_fake
 def _room(_dy: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
-    wide = wide_dtype(x.dtype)
-    return [
-        x.new_empty((0,), dtype=wide)
-        if t is None
-        else torch.empty(t.shape, dtype=t.dtype, device=x.device)
-        for t in (x, *others[:3])
-    ]
+    given, wide = (x, *others[:3]), wide_dtype(x.dtype)
+    return [x.new_empty(0, dtype=wide) if t is None else t.new_empty(t.shape) for t in given]
 
 
 @_forward.register_gradients

@@ -9,7 +9,7 @@ Shape suffixes: M lags, E features, W width, C filter channels; m is a piece of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -24,18 +24,12 @@ from megabase.ops.registry import Saved, operator
 class FilterWeights(NamedTuple):
     """The network of an implicit filter and its window; without `rate` there is no window."""
 
-    freq: Annotated[Tensor, "W|1 W"]
-    """Frequencies of the sines."""
-    weights: Annotated[list[Tensor], "W E,W W"]
-    """Of the hidden layers."""
+    freq: Annotated[Tensor, "W|1 W"]  # frequencies of the sines
+    weights: Annotated[list[Tensor], "W E,W W"]  # of the hidden layers
     biases: Annotated[list[Tensor], "W"]
-    """Of the hidden layers."""
-    last: Annotated[Tensor, "C W"]
-    """Output map."""
-    rate: Annotated[Tensor | None, "C"]
-    """Decay rates of the window; no gradient flows to them."""
-    shift: float
-    """Constant added to the window."""
+    last: Annotated[Tensor, "C W"]  # output map
+    rate: Annotated[Tensor | None, "C"]  # decay rates of the window; no gradient flows to them
+    shift: float  # added to the window
 
 
 def implicit_filter(z_ME: Tensor, t_M: Tensor, weights: FilterWeights) -> Tensor:
@@ -56,7 +50,7 @@ def implicit_filter(z_ME: Tensor, t_M: Tensor, weights: FilterWeights) -> Tensor
     Tensor
         Shape (channels, lags).
     """
-    if backend.use_reference() or backend.use_plain(z_ME):
+    if backend.active() == "reference" or backend.use_plain(z_ME):
         _forward.check(z_ME, t_M, *weights)
         return _implicit_filter_reference(z_ME, t_M, weights)
     return _forward(z_ME, t_M, weights)
@@ -71,10 +65,6 @@ def _implicit_filter_reference(z_ME: Tensor, t_M: Tensor, weights: FilterWeights
     if rate_C is None:
         return k_CM
     return k_CM * (torch.exp(-rate_C[:, None] * t_M) + weights.shift)
-
-
-def _cut(z_ME: Tensor) -> Iterator[slice]:
-    return (piece.at for piece in pieces(slice(0, 1), z_ME.shape[0]))
 
 
 def _window(t_m: Tensor, weights: FilterWeights) -> Tensor | float:
@@ -106,7 +96,7 @@ def _run_kernels(
 ) -> None:
     freq, hidden, biases, last, rate, shift = weights
     given = (z, t, freq.view(-1), rate, last, taps, *hidden, *biases)
-    kernels.package().native.filter(
+    kernels.native().filter(
         z.dtype == torch.float64, [*z.shape, last.shape[1], last.shape[0], len(hidden)], shift,
         [kernels.array(t) for t in (*map(kernels.dense, given), *found)], len(found) > 0,
         torch.get_num_threads(),
@@ -126,7 +116,7 @@ def _forward(
 
         taps(z, t, weights, k_CM)
         return k_CM
-    for at in _cut(z):
+    for _, at, *_ in pieces(slice(0, 1), len(z)):
         h_mW = z[at]
         for w, b in zip(weights.weights, weights.biases, strict=True):
             h_mW = matmul(h_mW, w.t(), b).mul_(weights.freq).sin_()
@@ -150,12 +140,9 @@ def _backward_flops(dk: Any, z: Sequence[int], t: Any, weights: Any, needs_z: bo
 
 @operator("implicit_filter_backward", _backward_flops, alike=True)
 def _backward(
-    dk: Annotated[Tensor, "C M"],
-    z: Annotated[Tensor, "M E"],
-    t: Annotated[Tensor, "M"],
-    weights: FilterWeights,
-    needs_z: bool,
-) -> list[Tensor]:
+    dk: Annotated[Tensor, "C M"], z: Annotated[Tensor, "M E"], t: Annotated[Tensor, "M"],
+    weights: FilterWeights, needs_z: bool,
+) -> list[Tensor]:  # fmt: skip
     grads = dz_ME, dfreq_W, *layers, dlast_CW = _room(dk, z, t, weights, needs_z)
     freq_W, hidden, biases, last_CW, *_ = weights
     if _in_kernels(z, t, weights):
@@ -163,14 +150,14 @@ def _backward(
         _run_kernels(z, t, dk, weights, found)
         return grads
     if _in_triton(z, t, weights):
-        from megabase.ops.triton.filter import taps_backward
+        from megabase.ops.triton.filter import taps
 
-        taps_backward(dk, z, t, weights, grads)
+        taps(z, t, weights, dk, grads)
         return grads
     dweights, dbiases = layers[: len(hidden)], layers[len(hidden) :]
     for total in (dfreq_W, dlast_CW, *layers):
         total.zero_()
-    for at in _cut(z):
+    for _, at, *_ in pieces(slice(0, 1), len(z)):
         inputs, angles = [z[at]], []
         for w, b in zip(hidden, biases, strict=True):
             angles.append(matmul(inputs[-1], w.t(), b))

@@ -20,18 +20,13 @@ from megabase.errors import OperatorError
 from megabase.memory import available_bytes
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
-
-
 INTERFACE = 6
 """Interface of ``megabase-kernels`` that this version calls."""
-
 KEEP_BYTES = 1 << 27
 """Size of an input up to which a backward pass reads what the forward pass computed (four times the
 input of each operator) in place of computing it again. For longer ones memory counts for more."""
-
 KEEP_ROOM = 64
 """Inputs there must be memory left for, so that what several layers keep does not fill it."""
-
 _KEEP_ALWAYS = 1 << 20
 """Size of an input that nobody has to measure the memory for: that takes 0.1 ms."""
 
@@ -178,11 +173,11 @@ def _differs() -> str:
     return ""
 
 
-def native_package() -> Any:
-    """Give the module ``megabase_kernels``; OperatorError when there is none that fits."""
+def native() -> Any:
+    """Give the functions in C++; OperatorError when there is no package that fits."""
     if _package is None:
         raise OperatorError(f"this operator exists in C++ only, but {_why}")
-    return _package
+    return _package.native
 
 
 def why_missing() -> str | None:
@@ -212,9 +207,8 @@ def beside(tensor: _Maybe) -> _Maybe:
     if tensor is None:
         return tensor
     tensor = tensor.resolve_neg()
-    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
-        return tensor
-    return tensor.contiguous()
+    lies = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    return tensor if lies else tensor.contiguous()
 
 
 def dense(tensor: _Maybe) -> _Maybe:
@@ -236,10 +230,5 @@ def multiplies(product: torch.dtype | None, weight: Tensor) -> bool:
     """
     if product is None or product == weight.dtype:
         return True
-    return (
-        product == torch.bfloat16
-        and weight.dtype == torch.float32
-        and weight.shape[-1] % 2 == 0
-        and weight.shape[0] % 2 == 0
-        and package().native.half_products()
-    )
+    even = weight.dtype == torch.float32 and all(size % 2 == 0 for size in weight.shape)
+    return product == torch.bfloat16 and even and package().native.half_products()

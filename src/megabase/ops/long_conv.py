@@ -14,7 +14,7 @@ import math
 import operator as builtin
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 import torch
@@ -33,23 +33,15 @@ def lags(sizes: dict[str, int], given: dict[str, Any]) -> int:
     return 2 * sizes["L"] - 1 if given["two_sided"] else sizes["L"]
 
 
-def _odd_part(n: int) -> int:
-    while n % 2 == 0:
-        n //= 2
-    return n
-
-
-def _is_smooth(n: int) -> bool:
-    for prime in (3, 5, 7):
-        while n % prime == 0:
-            n //= prime
-    return n == 1
-
-
 def _cost(n: int) -> float:
     # Measured with MKL on x86: per element, 2^a is quickest, 3 x 2^a nearly so, and lengths with
     # more odd factors about a fifth slower. Odd factors beyond 7 cost several times more.
-    odd = _odd_part(n)
+    odd = rest = n // (n & -n)
+    for prime in (3, 5, 7):
+        while rest % prime == 0:
+            rest //= prime
+    if rest > 1:
+        return math.inf
     return n * (1.0 if odd == 1 else 1.05 if odd == 3 else 1.2)
 
 
@@ -80,35 +72,26 @@ def _fft_length(minimum: int) -> int:
     power = 1 << (minimum - 1).bit_length()
     first = -(-minimum // 16) * 16
     best = power
-    # The smooth lengths are dense enough that a few thousand candidates always hold some; the scan
-    # ends once a candidate could no longer beat the best one even at the lowest cost per element.
+    # Ends once a candidate could no longer beat the best one even at the lowest cost per element.
     for n in range(first, power, 16):
         if n >= _cost(best):
             break
-        if _is_smooth(_odd_part(n)) and _cost(n) < _cost(best):
-            best = n
+        best = n if _cost(n) < _cost(best) else best
     return best
-
-
-def _transform_flops(points: int) -> int:
-    """Count the operations of a real Fourier transform of `points`."""
-    return round(2.5 * points * math.log2(points)) if points > 1 else 0
 
 
 def convolution_flops(batch: int, channels: int, length: int) -> int:
     """Count the operations of a long convolution of every channel with its own filter."""
-    return (2 * batch + 1) * channels * _transform_flops(fft_length(2 * length - 1))
+    points = fft_length(2 * length - 1)
+    return (2 * batch + 1) * channels * round(2.5 * points * math.log2(points))
 
 
 BLOCK_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
-
 _MIN_ROWS = 16
 """Rows per transform call at least, because the library parallelizes over rows."""
-
 _MATRIX_ELEMENTS = 1 << 27
 """Elements of the definition's matrix that exist at a time: 512 MB in float32."""
-
 _CHECKS: dict[str, Any] = {"rules": {"M": lags}, "least": {"L": 1}}
 """What holds for the operator and for its gradient."""
 
@@ -134,16 +117,16 @@ def long_conv(
     two_sided
         Whether the filter also has negative lags, which reach later positions.
     """
-    if backend.use_reference():
+    if backend.active() == "reference":
         _forward.check(u_BDL, k_DM, skip_D, two_sided)
-        return long_conv_reference(u_BDL, k_DM, skip_D, two_sided=two_sided)
+        return _long_conv_reference(u_BDL, k_DM, skip_D, two_sided=two_sided)
     if backend.use_plain(u_BDL, in_triton=False):
         _forward.check(u_BDL, k_DM, skip_D, two_sided)
         return _long_conv_plain(u_BDL, k_DM, skip_D, two_sided)
     return _forward(u_BDL, k_DM, skip_D, two_sided)
 
 
-def long_conv_reference(
+def _long_conv_reference(
     u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None = None, *, two_sided: bool = False
 ) -> Tensor:
     """Convolve by the matrix of all pairs of positions: the definition of :func:`long_conv`.
@@ -157,19 +140,9 @@ def long_conv_reference(
     if rows >= length:
         y_BDL = _matrix_rows(u, k_DM, 0, length, two_sided)
     else:
-        parts = [
-            checkpoint(
-                _matrix_rows,
-                u,
-                k_DM,
-                begin,
-                min(begin + rows, length),
-                two_sided,
-                use_reentrant=False,
-            )
-            for begin in range(0, length, rows)
-        ]
-        y_BDL = torch.cat(parts, dim=-1)
+        again: Any = partial(checkpoint, _matrix_rows, u, k_DM, use_reentrant=False)
+        ends = ((begin, min(begin + rows, length)) for begin in range(0, length, rows))
+        y_BDL = torch.cat([again(*end, two_sided) for end in ends], dim=-1)
     if skip_D is not None:
         y_BDL = y_BDL + skip_D.to(dtype)[:, None] * u
     return y_BDL.to(u_BDL.dtype)
@@ -268,27 +241,25 @@ def _padded_blocks(
         yield b, torch.fft.rfft(padded_bcN)
 
 
-def _work(
-    rows: list[slice], columns: list[slice], n_fft: int, like: Tensor, dtype: torch.dtype
-) -> Tensor:
-    batch = max((b.stop - b.start for b in rows), default=0)
-    channels = max((c.stop - c.start for c in columns), default=0)
-    return torch.zeros(batch, channels, n_fft, dtype=dtype, device=like.device)
+def _plan(
+    u: Tensor, k: Tensor, skip: Tensor | None, two_sided: bool
+) -> tuple[FilterSpectra, list[slice], list[slice], Tensor]:
+    """Give the filter, blocks of rows and of channels, and a buffer for a block."""
+    dtype = wide_dtype(u.dtype, k.dtype)
+    spectra = FilterSpectra(k, skip, u.shape[2], two_sided, dtype)
+    both = _blocks(*u.shape[:2], spectra.n_fft)
+    size = [max((b.stop - b.start for b in blocks), default=0) for blocks in both]
+    return spectra, *both, torch.zeros(*size, spectra.n_fft, dtype=dtype, device=u.device)
 
 
 @operator("long_conv", lambda u, *_: convolution_flops(*u), **_CHECKS)
 def _forward(
-    u: Annotated[Tensor, "B D L"],
-    k: Annotated[Tensor, "D M"],
-    skip: Annotated[Tensor | None, "D"],
+    u: Annotated[Tensor, "B D L"], k: Annotated[Tensor, "D M"], skip: Annotated[Tensor | None, "D"],
     two_sided: bool,
-) -> Tensor:
-    batch, channels, length = u.shape
-    dtype = wide_dtype(u.dtype, k.dtype)
-    spectra = FilterSpectra(k, skip, length, two_sided, dtype)
-    rows, columns = _blocks(batch, channels, spectra.n_fft)
+) -> Tensor:  # fmt: skip
+    length = u.shape[2]
+    spectra, rows, columns, work_bcN = _plan(u, k, skip, two_sided)
     y_BDL = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    work_bcN = _work(rows, columns, spectra.n_fft, u, dtype)
     for c in columns:
         K_cF = spectra.transform(c)
         for b, U_bcF in _padded_blocks(u, rows, c, work_bcN):
@@ -303,20 +274,12 @@ def _(u: Tensor, *_: Any) -> Tensor:
 
 @operator("long_conv_backward", lambda dy, *_: convolution_flops(*dy), **_CHECKS)
 def _backward(
-    dy: Annotated[Tensor, "B D L"],
-    u: Annotated[Tensor, "B D L"],
-    k: Annotated[Tensor, "D M"],
-    skip: Annotated[Tensor | None, "D"],
-    two_sided: bool,
-    needs_u: bool,
-    needs_filter: bool,
-) -> list[Tensor]:
-    batch, channels, length = u.shape
-    dtype = wide_dtype(u.dtype, k.dtype)
-    spectra = FilterSpectra(k, skip, length, two_sided, dtype)
-    rows, columns = _blocks(batch, channels, spectra.n_fft)
+    dy: Annotated[Tensor, "B D L"], u: Annotated[Tensor, "B D L"], k: Annotated[Tensor, "D M"],
+    skip: Annotated[Tensor | None, "D"], two_sided: bool, needs_u: bool, needs_filter: bool,
+) -> list[Tensor]:  # fmt: skip
+    length = u.shape[2]
+    spectra, rows, columns, work_bcN = _plan(u, k, skip, two_sided)
     grads = du_BDL, dk_DM, dskip_D = _room(dy, u, k, skip, two_sided, needs_u, needs_filter)
-    work_bcN = _work(rows, columns, spectra.n_fft, u, dtype)
     for c in columns:
         # A correlation is a product with the conjugate.
         K_cF = spectra.transform(c).conj_physical_()

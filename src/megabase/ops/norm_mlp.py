@@ -21,10 +21,8 @@ from megabase.ops import backend, kernels, triton
 from megabase.ops.products import Norm, add_product, matmul, pieces, product_into
 from megabase.ops.registry import Saved, operator, wants_gradient, wide_dtype
 
-# The two constants of GELU's tanh form, as arguments of a logistic function.
-_C = 2 * math.sqrt(2 / math.pi)
-_D = 0.044715 * _C  # of the cube
-
+# The constants of GELU in its tanh form, as arguments of a logistic function; _D of the cube.
+_C, _D = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 _CHECKS: dict[str, Any] = {"same": {"norm_b": "norm_w"}}
 """What holds for the operator and for its gradient."""
 
@@ -40,17 +38,14 @@ class NormWeights(NamedTuple):
 class NormKind(NamedTuple):
     """How a running sum is kept and normalized."""
 
-    rms: bool = False
-    """Whether by the root of the mean square, without subtracting the mean."""
+    rms: bool = False  # by the root of the mean square, without subtracting the mean
     strands: int = 1
     """1, or 2 where the channels are two halves, each normalized by itself, the second one in
     reverse order, and the weights it is multiplied by too."""
     swap: bool = False
     """Whether the halves change places first; with 1, whether everything is turned around."""
-    wide: bool = False
-    """Whether the sum is kept in float32 at least."""
-    dtype: torch.dtype | None = None
-    """Dtype of what is normalized; that of the weights when None."""
+    wide: bool = False  # whether the sum is kept in float32 at least
+    dtype: torch.dtype | None = None  # of what is normalized; that of the weights when None
 
 
 PLAIN = NormKind()
@@ -76,19 +71,22 @@ def add_norm(
     """
     if backend.use_triton(hidden, residual, weights.weight):
         return _add_norm(hidden, residual, weights, kind)
-    total = hidden if residual is None else hidden + residual
-    if kind.swap:
-        total = swapped(total, kind.strands)
-    if kind.wide:
-        total = total.to(wide_dtype(total.dtype))
+    total = summed(hidden, residual, kind)
     normed = normalize(total, weights, kind)
     return (normed if kind.dtype is None else normed.to(kind.dtype)), total
 
 
-def swapped(total: Tensor, strands: int) -> Tensor:
-    """Let strands change places: halves of the channels, or of the sequences turned around."""
-    half = total.shape[-1] // 2
-    return total.roll(half, dims=-1) if strands == 2 else total.flip((0, 1, 2))
+def summed(hidden: Tensor, residual: Tensor | None, kind: NormKind) -> Tensor:
+    """Add to a running sum (None at the first), and let strands change places.
+
+    These are halves of the channels, or of the sequences turned around.
+    """
+    total = hidden if residual is None else hidden + residual
+    if kind.swap and kind.strands == 2:
+        total = total.roll(total.shape[-1] // 2, dims=-1)
+    elif kind.swap:
+        total = total.flip((0, 1, 2))
+    return total.to(wide_dtype(total.dtype)) if kind.wide else total
 
 
 def normalize(total: Tensor, weights: NormWeights, kind: NormKind = PLAIN) -> Tensor:
@@ -96,24 +94,18 @@ def normalize(total: Tensor, weights: NormWeights, kind: NormKind = PLAIN) -> Te
     wide, weight = total.to(wide_dtype(total.dtype)), weights.weight
     w_D = weight.to(wide.dtype)
     b_D = None if weights.bias is None else weights.bias.to(wide.dtype)
+
+    def rows(x: Tensor, w_D: Tensor | None, b_D: Tensor | None) -> Tensor:
+        if kind.rms:
+            return F.rms_norm(x, weight.shape, w_D, weights.eps)
+        return F.layer_norm(x, weight.shape, w_D, b_D, weights.eps)
+
     if kind.strands == 1:
-        y = _rows_norm(wide, w_D, b_D, weights, kind)
-    else:
-        y = _rows_norm(wide.unflatten(-1, (2, -1)), None, None, weights, kind)
-        y = y * torch.stack([w_D, w_D.flip(0)])
-        if b_D is not None:
-            y = y + torch.stack([b_D, b_D.flip(0)])
-        y = y.flatten(-2)
-    return y.to(weight.dtype)
-
-
-def _rows_norm(
-    x: Tensor, w_D: Tensor | None, b_D: Tensor | None, weights: NormWeights, kind: NormKind
-) -> Tensor:
-    shape = weights.weight.shape
-    if kind.rms:
-        return F.rms_norm(x, shape, w_D, weights.eps)
-    return F.layer_norm(x, shape, w_D, b_D, weights.eps)
+        return rows(wide, w_D, b_D).to(weight.dtype)
+    y = rows(wide.unflatten(-1, (2, -1)), None, None) * torch.stack([w_D, w_D.flip(0)])
+    if b_D is not None:
+        y = y + torch.stack([b_D, b_D.flip(0)])
+    return y.flatten(-2).to(weight.dtype)
 
 
 _ADD_CHECKS: dict[str, Any] = {
@@ -123,15 +115,11 @@ _ADD_CHECKS: dict[str, Any] = {
 """What holds for the running sum's operator and for its gradient."""
 
 
-@operator(
-    "add_norm", lambda *_: 0, unread=("hidden", "residual"), read=(1,), **_ADD_CHECKS
-)  # fmt: skip
+@operator("add_norm", lambda *_: 0, unread=("hidden", "residual"), read=(1,), **_ADD_CHECKS)
 def _add_norm(
-    hidden: Annotated[Tensor, "B L W"],
-    residual: Annotated[Tensor | None, "B L W"],
-    weights: NormWeights,
-    kind: NormKind,
-) -> tuple[Tensor, Tensor]:
+    hidden: Annotated[Tensor, "B L W"], residual: Annotated[Tensor | None, "B L W"],
+    weights: NormWeights, kind: NormKind,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Add and normalize in one kernel of Triton."""
     from megabase.ops.triton import norm
 
@@ -146,27 +134,22 @@ def _added(
     hidden: Tensor, residual: Tensor | None, weights: NormWeights, kind: NormKind
 ) -> tuple[Tensor, Tensor]:
     dtype = hidden.dtype if residual is None else torch.promote_types(hidden.dtype, residual.dtype)
-    shape, device = hidden.shape, hidden.device
-    return (
-        torch.empty(shape, dtype=kind.dtype or weights.weight.dtype, device=device),
-        torch.empty(shape, dtype=wide_dtype(dtype) if kind.wide else dtype, device=device),
-    )
+    kinds = (kind.dtype or weights.weight.dtype, wide_dtype(dtype) if kind.wide else dtype)
+    normed, total = (torch.empty(hidden.shape, dtype=d, device=hidden.device) for d in kinds)
+    return normed, total
 
 
 @operator("add_norm_backward", lambda *_: 0, **_ADD_CHECKS)
 def _add_norm_backward(
-    dnormed: Annotated[Tensor, "B L W"],
-    dtotal: Annotated[Tensor | None, "B L W"],
-    total: Annotated[Tensor, "B L W"],
-    weights: NormWeights,
-    kind: NormKind,
-) -> tuple[Tensor, Tensor]:
+    dnormed: Annotated[Tensor, "B L W"], dtotal: Annotated[Tensor | None, "B L W"],
+    total: Annotated[Tensor, "B L W"], weights: NormWeights, kind: NormKind,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Give the gradient of both summands, and of weight and bias one above the other."""
     from megabase.ops.triton import norm
 
     found = _added_backward(dnormed, dtotal, total, weights, kind)
     given = [t if t is None else t.contiguous() for t in (dnormed, dtotal, total)]
-    norm.add_norm_backward(given, weights, found, kind)
+    norm.add_norm(given, weights, found, kind)
     return found
 
 
@@ -174,10 +157,8 @@ def _add_norm_backward(
 def _added_backward(
     _dnormed: Tensor, _dtotal: Any, total: Tensor, weights: NormWeights, _kind: NormKind
 ) -> tuple[Tensor, Tensor]:
-    shape = (2, weights.weight.shape[0])
-    return torch.empty(total.shape, dtype=total.dtype, device=total.device), torch.empty(
-        shape, dtype=torch.float32, device=total.device
-    )
+    sums = total.new_empty((2, weights.weight.shape[0]), dtype=torch.float32)
+    return torch.empty(total.shape, dtype=total.dtype, device=total.device), sums
 
 
 @_add_norm.register_gradients
@@ -223,7 +204,7 @@ def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None)
     Tensor
         Shape of `x`, in the dtype of the products.
     """
-    if backend.use_reference() or backend.use_plain(x):
+    if backend.active() == "reference" or backend.use_plain(x):
         _forward.check(x, *weights, product)
         return _norm_mlp_reference(x, weights, product)
     keep = wants_gradient(x, weights) and x.device.type == "cpu" and kernels.keeps(x)
@@ -234,8 +215,8 @@ def _norm_mlp_reference(
     x: Tensor, weights: MlpWeights, product: torch.dtype | None = None
 ) -> Tensor:
     """Normalize and apply the MLP by torch's functions: the definition of :func:`norm_mlp`."""
-    norm_w, norm_b, eps, *maps = weights
-    w1, b1, w2, b2 = (t.to(_product_dtype(weights, product)) for t in maps)
+    norm_w, norm_b, eps, *_ = weights
+    w1, b1, w2, b2 = _maps(weights, product)
     dtype = w1.dtype if product is None else x.dtype
     if norm_w is not None:
         x = F.layer_norm(x.to(norm_w.dtype), x.shape[-1:], norm_w, norm_b, eps)
@@ -247,6 +228,11 @@ def _product_dtype(weights: MlpWeights, product: torch.dtype | None) -> torch.dt
     return weights.w1.dtype if product is None else product
 
 
+def _maps(weights: MlpWeights, product: torch.dtype | None) -> list[Tensor]:
+    """Give w1, b1, w2 and b2 in the dtype of the products."""
+    return [t.to(_product_dtype(weights, product)) for t in weights[3:]]
+
+
 def _logistic(a: Tensor, square: Tensor, s: Tensor) -> None:
     torch.mul(a, a, out=square)
     torch.mul(square, _D, out=s)
@@ -254,14 +240,8 @@ def _logistic(a: Tensor, square: Tensor, s: Tensor) -> None:
     torch.sigmoid(s, out=s)
 
 
-def _gelu(a: Tensor, square: Tensor, out: Tensor) -> Tensor:
-    """Write the tanh form of GELU of `a` into `out`; `square` is overwritten."""
-    _logistic(a, square, out)
-    return out.mul_(a)
-
-
-def _gelu_with_derivative(a: Tensor, square: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Write GELU of `a` into `value` and its derivative into `square`."""
+def _gelu_with_derivative(a: Tensor) -> tuple[Tensor, Tensor]:
+    square, value = torch.empty_like(a), torch.empty_like(a)
     _logistic(a, square, value)
     square.mul_(3 * _D).add_(_C).mul_(a)
     # s' (c + 3 d a^2) a + s, and a s.
@@ -286,26 +266,14 @@ def _in_triton(x: Tensor, weights: MlpWeights, product: torch.dtype | None) -> b
     return _product_dtype(weights, product) in triton.DTYPES and backend.use_triton(x)
 
 
-def _room_to_keep(
-    x: Tensor, weights: MlpWeights, product: torch.dtype | None, keep: bool
-) -> Tensor:
-    """Make room for the inner values in front of GELU, in the order of the kernels' blocks."""
-    rows = x.numel() // x.shape[-1] if keep and _in_kernels(x, weights, product) else 0
-    return x.new_empty((rows, len(weights.w1)) if rows else (0,))
-
-
 def _run_kernels(
-    x: Tensor,
-    weights: MlpWeights,
-    product: torch.dtype | None,
-    further: Sequence[Tensor | None],
-    backward: bool,
-    sums: bool,
-) -> None:
+    x: Tensor, weights: MlpWeights, product: torch.dtype | None,
+    further: Sequence[Tensor | None], backward: bool, sums: bool,
+) -> None:  # fmt: skip
     inner, width = weights.w1.shape
     norm_w, norm_b, eps, *maps = weights
     given = [kernels.dense(t) for t in (norm_w, norm_b, x.reshape(-1, width), *maps)]
-    kernels.package().native.mlp(
+    kernels.native().mlp(
         x.dtype == torch.float64, [x.numel() // width, width, inner, int(sums)], eps,
         [kernels.array(t) for t in (*given, *further)], product == torch.bfloat16, backward,
         torch.get_num_threads(),
@@ -316,19 +284,15 @@ def _run_kernels(
 def _forward(
     x: Annotated[Tensor, "... D"], weights: MlpWeights, product: torch.dtype | None, keep: bool
 ) -> tuple[Tensor, Tensor]:
+    y, kept = _outputs(x, weights, product, keep)
     width = x.shape[-1]
-    # What joins a running sum is not rounded further than the products were.
-    y = torch.empty(
-        x.shape, dtype=weights.w1.dtype if product is None else x.dtype, device=x.device
-    )
-    kept = _room_to_keep(x, weights, product, keep)
     if _in_kernels(x, weights, product):
         further = [y.view(-1, width), kept if kept.numel() else None]
         _run_kernels(x, weights, product, further, False, False)
         return y, kept
-    dtype = _product_dtype(weights, product)
     norm, x_ND, y_ND = Norm(*weights[:3]), x.reshape(-1, width), y.view(-1, width)
-    w1_ED, b1_E, w2_DE, b2_D = (t.to(dtype) for t in weights[3:])
+    w1_ED, b1_E, w2_DE, b2_D = _maps(weights, product)
+    dtype = w1_ED.dtype
     if _in_triton(x, weights, product):
         h_ND = norm.apply(x_ND, dtype)
         if x.device.type == "cuda":  # where it is the tanh form, written with the product
@@ -339,17 +303,21 @@ def _forward(
     for piece in pieces(slice(0, 1), len(x_ND)):
         h_nD = norm.apply(x_ND[piece.at], dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide_dtype(dtype))
-        g_nE = _gelu(a_nE, torch.empty_like(a_nE), torch.empty_like(a_nE)).to(dtype)
-        y_ND[piece.at] = matmul(g_nE, w2_DE.t(), b2_D)
+        g_nE = torch.empty_like(a_nE)
+        _logistic(a_nE, torch.empty_like(a_nE), g_nE)
+        y_ND[piece.at] = matmul(g_nE.mul_(a_nE).to(dtype), w2_DE.t(), b2_D)
     return y, kept
 
 
 @_forward.register_fake
-def _(
+def _outputs(
     x: Tensor, weights: MlpWeights, product: torch.dtype | None, keep: bool
 ) -> tuple[Tensor, Tensor]:
+    """Make room for the result and, to keep, the inner values in the order of the kernels."""
+    # What joins a running sum is not rounded further than the products were.
     y = x.new_empty(x.shape, dtype=weights.w1.dtype if product is None else x.dtype)
-    return y, _room_to_keep(x, weights, product, keep)
+    rows = x.numel() // x.shape[-1] if keep and _in_kernels(x, weights, product) else 0
+    return y, x.new_empty((rows, len(weights.w1)) if rows else (0,))
 
 
 def _flops(x: Sequence[int], weights: Any) -> int:
@@ -357,13 +325,7 @@ def _flops(x: Sequence[int], weights: Any) -> int:
 
 
 def _backward_flops(
-    dy: Any,
-    kept: Any,
-    x: Sequence[int],
-    weights: Any,
-    product: Any,
-    needs_x: bool,
-    needs_weights: bool,
+    _dy: Any, _kept: Any, x: Sequence[int], weights: Any, _: Any, needs_x: bool, needs_weights: bool
 ) -> int:
     both = _flops(x, weights)
     if not needs_weights:
@@ -374,14 +336,9 @@ def _backward_flops(
 
 @operator("norm_mlp_backward", _backward_flops, **_CHECKS)
 def _backward(
-    dy: Annotated[Tensor, "... D"],
-    kept: Annotated[Tensor, "N E|0"],
-    x: Annotated[Tensor, "... D"],
-    weights: MlpWeights,
-    product: torch.dtype | None,
-    needs_x: bool,
-    needs_weights: bool,
-) -> list[Tensor]:
+    dy: Annotated[Tensor, "... D"], kept: Annotated[Tensor, "N E|0"], x: Annotated[Tensor, "... D"],
+    weights: MlpWeights, product: torch.dtype | None, needs_x: bool, needs_weights: bool,
+) -> list[Tensor]:  # fmt: skip
     grads = dx, *sums = _room(dy, kept, x, weights, product, needs_x, needs_weights)
     width = x.shape[-1]
     if _in_kernels(x, weights, product):
@@ -393,32 +350,28 @@ def _backward(
         _run_kernels(x, weights, product, further, True, needs_weights)
         return grads
     if _in_triton(x, weights, product):
-        _backward_whole(dy, x, weights, _product_dtype(weights, product), grads)
+        _backward_whole(dy, x, weights, product, grads)
         return grads
     for total in sums:
         total.zero_()
     dnorm_w, dnorm_b, dw1_ED, db1_E, dw2_DE, db2_D = sums
     dw1_DE = torch.zeros_like(dw2_DE)
     dnorm = (dnorm_w, dnorm_b) if needs_weights else None
-    dtype = _product_dtype(weights, product)
-    wide, norm = wide_dtype(dtype), Norm(*weights[:3])
-    w1_ED, b1_E, w2_DE, _ = (t.to(dtype) for t in weights[3:])
+    norm, (w1_ED, b1_E, w2_DE, _) = Norm(*weights[:3]), _maps(weights, product)
+    dtype, wide = w1_ED.dtype, wide_dtype(w1_ED.dtype)
     x_ND, dy_ND = x.reshape(-1, width), dy.reshape(-1, width)
     dx_ND = dx.view(-1, width) if needs_x else dx
     for piece in pieces(slice(0, 1), len(x_ND)):
         x_nD, dy_nD = x_ND[piece.at], dy_ND[piece.at].to(dtype)
         h_nD = norm.apply(x_nD, dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide)
-        square_nE, g_nE = torch.empty_like(a_nE), torch.empty_like(a_nE)
-        g_nE, slope_nE = _gelu_with_derivative(a_nE, square_nE, g_nE)
+        g_nE, slope_nE = _gelu_with_derivative(a_nE)
+        wide_nE = slope_nE.mul_(matmul(dy_nD, w2_DE))
+        da_nE = wide_nE.to(dtype)
         if needs_weights:
             add_product(dw2_DE, dy_nD.t(), g_nE.to(dtype))
             db2_D += dy_nD.sum(0, dtype=wide)
-        da_nE = slope_nE.mul_(matmul(dy_nD, w2_DE))
-        if needs_weights:
-            db1_E += da_nE.sum(0)
-        da_nE = da_nE.to(dtype)
-        if needs_weights:
+            db1_E += wide_nE.sum(0)
             add_product(dw1_DE, h_nD.t(), da_nE)
         if needs_x or needs_weights:
             dx_nD = norm.backward(matmul(da_nE, w1_ED).to(wide), x_nD, dnorm)
@@ -430,16 +383,16 @@ def _backward(
 
 
 def _backward_whole(
-    dy: Tensor, x: Tensor, weights: MlpWeights, dtype: torch.dtype, grads: list[Tensor]
+    dy: Tensor, x: Tensor, weights: MlpWeights, product: torch.dtype | None, grads: list[Tensor]
 ) -> None:
     """Fill the gradients for all positions at once, as an accelerator likes it."""
     from megabase.ops.triton.norm import gelu_backward
 
     dx, dnorm_w, dnorm_b, dw1_ED, db1_E, dw2_DE, db2_D = grads
     norm, width = Norm(*weights[:3]), x.shape[-1]
-    w1_ED, b1_E, w2_DE, _ = (t.to(dtype) for t in weights[3:])
-    x_ND, dy_ND = x.reshape(-1, width), dy.reshape(-1, width).to(dtype)
-    h_ND = norm.apply(x_ND, dtype)
+    w1_ED, b1_E, w2_DE, _ = _maps(weights, product)
+    x_ND, dy_ND = x.reshape(-1, width), dy.reshape(-1, width).to(w1_ED.dtype)
+    h_ND = norm.apply(x_ND, w1_ED.dtype)
     g_NE, da_NE = torch.addmm(b1_E, h_ND, w1_ED.t()), dy_ND @ w2_DE
     gelu_backward(g_NE, da_NE, db1_E if db1_E.numel() else None)
     if dw1_ED.numel():
@@ -453,14 +406,9 @@ def _backward_whole(
 
 @_backward.register_fake
 def _room(
-    _dy: Tensor,
-    _kept: Tensor,
-    x: Tensor,
-    weights: MlpWeights,
-    product: torch.dtype | None,
-    needs_x: bool,
-    needs_weights: bool,
-) -> list[Tensor]:
+    _dy: Tensor, _kept: Tensor, x: Tensor, weights: MlpWeights, product: torch.dtype | None,
+    needs_x: bool, needs_weights: bool,
+) -> list[Tensor]:  # fmt: skip
     """Make room for the gradients; sums over positions are kept in float32 at least."""
     inner, width = weights.w1.shape
     wide = wide_dtype(_product_dtype(weights, product))

@@ -14,15 +14,16 @@ from torch import Tensor
 from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops.long_conv import BLOCK_SAMPLES, fft_length, long_conv
+from megabase.ops.registry import Arguments
 
 _BLOCK = 64
 """Positions within which inputs are added to outputs one by one: one small product in the cache."""
-
 _FEW = 16
 """A tile that reaches no more outputs than this is summed without a transform."""
-
 _CACHED_USES = 4
 """Spectra of a tile size are kept when this many tiles of it lie ahead."""
+_CHECKED = Arguments("online_conv", {"k": "D M", "skip": "D"}, least={"M": 1})
+"""What a convolution begins with."""
 
 
 def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> _OnlineConv:
@@ -31,20 +32,10 @@ def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> _OnlineConv:
     Of float32 or float64, with as many lags as there will be positions at most: (channels, length).
     Outputs equal those of :func:`megabase.ops.long_conv.long_conv` on all inputs.
     """
-    fits = k_DM.dim() == 2 and k_DM.shape[1] > 0 and batch > 0
-    if not fits or (skip_D is not None and skip_D.shape != k_DM.shape[:1]):
-        raise OperatorError(
-            "online_conv: expected k (channels, length >= 1), skip (channels,) and a batch of 1 or "
-            "more; found "
-            f"k {tuple(k_DM.shape)}, skip {None if skip_D is None else tuple(skip_D.shape)}, "
-            f"batch {batch}"
-        )
-    for name, tensor in (("k", k_DM), ("skip", skip_D)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise OperatorError(
-                f"online_conv: {name} is {tensor.dtype}; expected floating-point numbers"
-            )
-    run = _OnlineConvReference if backend.use_reference() else _Tiled
+    _CHECKED.check(k_DM, skip_D)
+    if batch < 1:
+        raise OperatorError(f"online_conv: expected a batch of 1 or more, found {batch}")
+    run = _OnlineConvReference if backend.active() == "reference" else _Tiled
     return run(k_DM, None if skip_D is None else skip_D.to(k_DM.dtype), batch)
 
 
@@ -158,10 +149,8 @@ class _Tiled(_OnlineConv):
                 part = slice(d, d + width)
                 U_BdF = torch.fft.rfft(prompt_BDL[:, part].to(self.k_DM.dtype), n=n_fft)
                 U_BdF.mul_(torch.fft.rfft(self.k_DM[part], n=n_fft))
-                y_BdN = torch.fft.irfft(U_BdF, n=n_fft)
-                self._buffer_LBD[:, :, part] = y_BdN[..., self._start : self.length].permute(
-                    2, 0, 1
-                )
+                y_Bdl = torch.fft.irfft(U_BdF, n=n_fft)[..., self._start : self.length]
+                self._buffer_LBD[:, :, part] = y_Bdl.permute(2, 0, 1)
         self._load_block()
 
     def _load_block(self) -> None:
@@ -179,25 +168,22 @@ class _Tiled(_OnlineConv):
         size = self.block * (blocks & -blocks)
         u_UBD = self._buffer_LBD[self._done - size : self._done]
         y_UBD = self._buffer_LBD[self._done : self._done + size]
-        if len(y_UBD) <= _FEW:
-            self._add_directly(u_UBD, y_UBD)
-        else:
+        if len(y_UBD) > _FEW:
             self._add_by_fft(u_UBD, y_UBD, size)
+        else:
+            for place, y_BD in enumerate(y_UBD):
+                taps_DU = self.k_DM[:, place + 1 : place + 1 + size].flip(-1)
+                y_BD += torch.einsum("dbu,du->bd", u_UBD.permute(2, 1, 0), taps_DU)
         self._load_block()
-
-    def _add_directly(self, u_UBD: Tensor, y_UBD: Tensor) -> None:
-        size = len(u_UBD)
-        u_DBU = u_UBD.permute(2, 1, 0)
-        for place in range(len(y_UBD)):
-            taps_DU = self.k_DM[:, place + 1 : place + 1 + size].flip(-1)
-            y_UBD[place] += torch.einsum("dbu,du->bd", u_DBU, taps_DU)
 
     def _add_by_fft(self, u_UBD: Tensor, y_UBD: Tensor, size: int) -> None:
         # Lags 1 to 2U - 1 on a circle of 2U: what wraps around falls on places 0 to U - 2, and the
         # outputs wanted are places U to 2U - 1.
         n_fft, (_, batch, channels) = 2 * size, u_UBD.shape
         u_BDU = u_UBD.permute(1, 2, 0)
-        kept = self._spectrum(size)
+        if size not in self._spectra and len(self._buffer_LBD) >= 2 * _CACHED_USES * size:
+            self._spectra[size] = self._transform(slice(None), n_fft)
+        kept = self._spectra.get(size)
         width = max(16, BLOCK_SAMPLES // n_fft // batch)
         for d in range(0, channels, width):
             part = slice(d, d + width)
@@ -208,9 +194,3 @@ class _Tiled(_OnlineConv):
 
     def _transform(self, part: slice, n_fft: int) -> Tensor:
         return torch.fft.rfft(self.k_DM[part, :n_fft], n=n_fft)
-
-    def _spectrum(self, size: int) -> Tensor | None:
-        """Give the kept spectra of a tile size, or None when it is used too seldom to keep them."""
-        if size not in self._spectra and len(self._buffer_LBD) >= 2 * _CACHED_USES * size:
-            self._spectra[size] = self._transform(slice(None), 2 * size)
-        return self._spectra.get(size)

@@ -24,14 +24,10 @@ PIECE_POSITIONS = 1024
 class Piece(NamedTuple):
     """Some positions of some sequences."""
 
-    b: slice
-    """Sequences."""
-    at: slice
-    """Positions."""
-    wide: slice
-    """Positions with those around them that a short convolution reads."""
-    inner: slice
-    """Where `at` lies within `wide`."""
+    b: slice  # sequences
+    at: slice  # positions
+    wide: slice  # with those around them that a short convolution reads
+    inner: slice  # where `at` lies within `wide`
 
 
 def pieces(rows: slice, length: int, before: int = 0, after: int = 0) -> Iterator[Piece]:
@@ -76,13 +72,12 @@ class Norm:
         weight, width = self.weight.to(dtype), [x_blD.shape[-1]]
         bias = None if self.bias is None else self.bias.to(dtype)
         _, mean, rstd = torch.native_layer_norm(x_blD, width, weight, bias, self.eps)
-        dx_blD, dw_D, db_D = torch.ops.aten.native_layer_norm_backward(
+        dx_blD, *found = torch.ops.aten.native_layer_norm_backward(
             dh_blD.to(dtype), x_blD, width, mean, rstd, weight, bias,
             [True, sums is not None, sums is not None],
         )  # fmt: skip
-        if sums is not None:
-            sums[0].add_(dw_D)
-            sums[1].add_(db_D)
+        for total, own in zip(sums or (), found, strict=False):
+            total.add_(own)
         return dx_blD
 
     def backward_into(
@@ -116,22 +111,18 @@ def product_into(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 _SMALL = 1 << 18
 """Multiplications below which starting the other library costs more than it saves."""
-
-
 _FEW = 256
 """Summands up to which a column-major left matrix is taken as it is."""
 
 
 def _find_onednn() -> bool:
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    if not torch.backends.mkldnn.is_available():
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if not x86 or not torch.backends.mkldnn.is_available():
         return False
     try:
-        torch.ops.mkldnn._linear_pointwise(torch.ones(2, 2), torch.ones(2, 2), None, "none", [], "")
+        return len(_linear(torch.ones(2, 2), torch.ones(2, 2))) == 2
     except (AttributeError, RuntimeError):
         return False
-    return True
 
 
 _ONEDNN: list[bool] = []
@@ -145,8 +136,10 @@ def uses_onednn() -> bool:
     return _ONEDNN[0] and bool(torch.backends.mkldnn.enabled)
 
 
-def _linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """Map rows, and apply GELU in its tanh form."""
+    then = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, w, bias, *then)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -166,13 +159,17 @@ def _pays(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """Multiply (m, k) by (k, n), row-major or column-major; the result is whichever is quicker.
 
-    The bias is added to every row, shape (n,), or to every column, shape (m, 1).
+    The bias is added to every row, shape (n,), or to every column, shape (m, 1). With `gelu` that
+    is applied in its tanh form, without a gradient: `b` is column-major and the bias (n,).
     """
     if not _pays(a, b):
-        return a @ b if bias is None else torch.addmm(bias, a, b)
+        found = a @ b if bias is None else torch.addmm(bias, a, b)
+        return F.gelu(found, approximate="tanh") if gelu else found
+    if gelu:
+        return _linear(_dense(a), b.t(), bias, gelu=True)
     # The library has a slow general way for matrices with gaps between their rows.
     a, b = _dense(a), _dense(b)
     own = bias if bias is not None and bias.dim() == 1 else None
@@ -182,22 +179,12 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         out = _linear(a.contiguous(), b.t(), own)
     else:
         # The left matrix should be row-major; of the two transposed ones the smaller is copied.
-        out = _linear(b.t().contiguous(), a, None).t()
+        out = _linear(b.t().contiguous(), a).t()
         if own is not None:
             out += own
     if bias is not None and own is None:
         out += bias
     return out
-
-
-def matmul_gelu(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply (m, k) by column-major (k, n), add `bias` (n,), and apply GELU in its tanh form.
-
-    Without a gradient.
-    """
-    if not _pays(a, b):
-        return F.gelu(a @ b if bias is None else torch.addmm(bias, a, b), approximate="tanh")
-    return torch.ops.mkldnn._linear_pointwise(_dense(a), b.t(), bias, "gelu", [], "tanh")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

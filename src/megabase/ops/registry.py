@@ -1,9 +1,7 @@
 """Operators of torch: how they are declared, what they accept, and how torch.func takes them.
 
-An operator is declared once: by the signature of the function that computes it, in which a named
-tuple stands for its fields, and by the shapes that annotate its tensors. Every call, through the
-Python functions, ``torch.ops.megabase`` or a compiler, is checked against these before any memory
-is read. Autograd and the transformations of ``torch.func`` run one formula.
+Every call, through the Python functions, ``torch.ops.megabase`` or a compiler, is checked against
+the declaration (:func:`operator`) before any memory is read.
 
 Operations are counted for ``torch.utils.flop_counter.FlopCounterMode`` in torch's convention: a
 multiply-add is two, elementwise work is not counted, a real transform of n points is 2.5 n log2 n,
@@ -14,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import torch
@@ -25,43 +25,32 @@ from torch.utils.flop_counter import register_flop_formula
 from megabase.errors import OperatorError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of operators written in torch; tensors of different ones may be given together."""
-
-SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
-"""Dtypes of operators that exist in C++ only; all tensors are of the same one."""
-
 _REMEMBERED = 1024
 """Kinds of arguments that an operator remembers to fit: some kilobytes each."""
-
 _ORDINARY = (Tensor, torch.nn.Parameter)
 """Tensors that are nothing but their values; a subclass has its own way with operators."""
-
+# Types of arguments and results as torch writes them.
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", int: "int",
     float: "float", bool: "bool", torch.dtype | None: "ScalarType?",
-    tuple[Tensor, Tensor]: "(Tensor, Tensor)", tuple[Tensor, Tensor, Tensor]:
-    "(Tensor, Tensor, Tensor)",
+    tuple[Tensor, Tensor]: "(Tensor, Tensor)",
+    tuple[Tensor, Tensor, Tensor]: "(Tensor, Tensor, Tensor)",
 }  # fmt: skip
-"""Types of arguments and results as torch writes them."""
 
 
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """Give the dtype that sums of such values are formed in: float32 at least."""
-    wide = torch.float32
-    for dtype in dtypes:
-        wide = torch.promote_types(wide, dtype)
-    return wide
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off: operators choose their dtypes themselves."""
     kind = like.device.type
     available = torch.amp.autocast_mode.is_autocast_available(kind)  # not of the meta device
-    if not available or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(device_type=kind, enabled=False)
+    on = available and torch.is_autocast_enabled(kind)
+    return torch.autocast(device_type=kind, enabled=False) if on else nullcontext()
 
 
 class _ExactProducts:
@@ -100,11 +89,9 @@ class _Shape(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> _Shape:
-        words = text.split()
-        sizes = [
-            (int(w), "") if w.isdigit() else (int(w[:-1] or 1), w[-1]) for w in words if w != "..."
-        ]
-        return cls("..." in words, tuple(sizes))
+        words = text.removeprefix("...").split()
+        sizes = [(int(w), "") if w.isdigit() else (int(w[:-1] or 1), w[-1]) for w in words]
+        return cls(text.startswith("..."), tuple(sizes))
 
     def may_be(self, shape: Sequence[int]) -> bool:
         """Whether rank and numbers fit."""
@@ -117,10 +104,9 @@ class _Shape(NamedTuple):
     def text(self, known: Mapping[str, int]) -> str:
         parts = ["..."] if self.leading else []
         for factor, letter in self.sizes:
-            if not letter or letter in known:
-                parts.append(str(factor * known.get(letter, 1)))
-            else:
-                parts.append(letter if factor == 1 else f"{factor} {letter}")
+            told = not letter or letter in known
+            unknown = letter if factor == 1 else f"{factor} {letter}"
+            parts.append(str(factor * known.get(letter, 1)) if told else unknown)
         return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
 
 
@@ -150,17 +136,12 @@ class Arguments:
     """
 
     def __init__(
-        self,
-        name: str,
-        shapes: Mapping[str, str | None],
-        *,
+        self, name: str, shapes: Mapping[str, str | None], *,
         rules: Mapping[str, Callable[[dict[str, int], dict[str, Any]], int]] | None = None,
-        least: Mapping[str, int] | None = None,
-        below: Mapping[str, str] | None = None,
-        same: Mapping[str, str] | None = None,
-        alike: bool = False,
+        least: Mapping[str, int] | None = None, below: Mapping[str, str] | None = None,
+        same: Mapping[str, str] | None = None, alike: bool = False,
         dtypes: tuple[torch.dtype, ...] = FLOATS,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name, self.names = name, tuple(shapes)
         self.alike, self.dtypes = alike, dtypes
         self.bytes = {key for key, text in shapes.items() if text and "uint8" in text}
@@ -179,20 +160,19 @@ class Arguments:
     def check(self, *args: Any) -> None:
         """Check rank, size, dtype, layout and device of every tensor; tell all that do not fit."""
         if torch.compiler.is_compiling():
-            self._check(args)
-            return
+            return self._check(args)
         # Kinds of arguments that fit are remembered: a call among small tensors is short.
         kind = tuple([_kind(value) for value in args])
         try:
             if kind in self.fitting:
-                return
+                return None
         except TypeError:  # sizes of a compiler, which have no hash
-            self._check(args)
-            return
+            return self._check(args)
         self._check(args)
         if len(self.fitting) >= _REMEMBERED:
             self.fitting.clear()
         self.fitting.add(kind)
+        return None
 
     def _check(self, args: tuple[Any, ...]) -> None:
         given = dict(zip(self.names, args, strict=False))
@@ -200,17 +180,15 @@ class Arguments:
         problems: list[str] = []
         tensors: list[tuple[str, Tensor]] = []
         for key, value in given.items():
-            if isinstance(value, Tensor):
-                tensors.append((key, value))
-                self._check_shape(key, value, self.shapes[key][0], sizes, given, problems)
-            elif isinstance(value, list | tuple):
-                parts = self.shapes[key]
-                for i, one in enumerate(value):
-                    tensors.append((f"{key}[{i}]", one))
+            several = isinstance(value, list | tuple)
+            for i, one in enumerate(value if several else [value]):
+                if isinstance(one, Tensor):
+                    name, parts = f"{key}[{i}]" if several else key, self.shapes[key]
+                    tensors.append((name, one))
                     wanted = parts[min(i, len(parts) - 1)]
-                    self._check_shape(f"{key}[{i}]", one, wanted, sizes, given, problems)
-            elif isinstance(value, torch.dtype) and value not in FLOATS:
-                problems.append(f"{key} must be a floating-point dtype, found {value}")
+                    self._check_shape(name, one, wanted, sizes, given, problems)
+                elif isinstance(one, torch.dtype) and one not in FLOATS:
+                    problems.append(f"{key} must be a floating-point dtype, found {one}")
         for key, letter in self.below.items():
             if key in given and letter in sizes and not 0 <= given[key] < sizes[letter]:
                 problems.append(f"{key} must lie from 0 to {sizes[letter] - 1}, found {given[key]}")
@@ -219,14 +197,9 @@ class Arguments:
             raise OperatorError(f"{self.name}: {'; '.join(problems)}")
 
     def _check_shape(
-        self,
-        key: str,
-        tensor: Tensor,
-        possible: list[_Shape],
-        sizes: dict[str, int],
-        given: dict[str, Any],
-        problems: list[str],
-    ) -> None:
+        self, key: str, tensor: Tensor, possible: list[_Shape], sizes: dict[str, int],
+        given: dict[str, Any], problems: list[str],
+    ) -> None:  # fmt: skip
         shape = tensor.shape
         wanted = next((one for one in possible if one.may_be(shape)), None)
         fits = wanted is not None
@@ -244,15 +217,10 @@ class Arguments:
                 if size != factor * sizes.get(letter, 1):
                     fits = False
         if not fits:
-            text = " or ".join(one.text(sizes) for one in possible)
-            least = [
-                f" with {letter} >= {count}"
-                for letter, count in self.least.items()
-                if sizes.get(letter, count) < count
-            ]
-            if least:
-                text = " or ".join(one.text({}) for one in possible)
-            problems.append(f"{key} must have shape {text}{''.join(least)}, found {tuple(shape)}")
+            short = [key for key, count in self.least.items() if sizes.get(key, count) < count]
+            text = " or ".join(one.text({} if short else sizes) for one in possible)
+            text += "".join(f" with {letter} >= {self.least[letter]}" for letter in short)
+            problems.append(f"{key} must have shape {text}, found {tuple(shape)}")
 
     def _check_kinds(
         self, tensors: list[tuple[str, Tensor]], given: dict[str, Any], problems: list[str]
@@ -273,44 +241,35 @@ class Arguments:
                 problems.append(
                     f"{key} must be on the device of {first}, {device}, found {tensor.device}"
                 )
-            if self.alike and tensor.dtype != dtype and key not in self.bytes:
-                problems.append(
-                    f"{key} must be of the dtype of {first}, {dtype}, found {tensor.dtype}"
-                )
+        pairs = [(key, t.dtype, first, dtype) for key, t in tensors if key not in self.bytes]
+        pairs = pairs if self.alike else []
         for key, other in self.same.items():
             one, like = given.get(key), given.get(other)
-            if one is not None and like is not None and one.dtype != like.dtype:
-                problems.append(
-                    f"{key} must be of the dtype of {other}, {like.dtype}, found {one.dtype}"
-                )
+            if one is not None and like is not None:
+                pairs.append((key, one.dtype, other, like.dtype))
+        problems += [
+            f"{key} must be of the dtype of {other}, {like}, found {own}"
+            for key, own, other, like in pairs
+            if own != like
+        ]
 
 
 class Saved(NamedTuple):
     """What the gradient of an operator is computed from, besides those of its results."""
 
-    inputs: list[Any]
-    """Arguments of the operator's function."""
-    needs: list[Any]
-    """Which of them need a gradient, in the same structure."""
-    kept: list[Tensor]
-    """Results that the backward pass reads, and those that are for it only."""
+    inputs: list[Any]  # arguments of the operator's function
+    needs: list[Any]  # which of them need a gradient, in the same structure
+    kept: list[Tensor]  # results that the backward pass reads, and those that are for it only
 
 
 class _Operator(Arguments):
     """An operator of torch under ``torch.ops.megabase``, called like its function."""
 
     def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        flops: Callable[..., int],
-        *,
-        kept: int = 0,
-        unread: Sequence[str] = (),
-        read: Sequence[int] = (),
-        device_types: str | None = None,
+        self, name: str, function: Callable[..., Any], flops: Callable[..., int], *, kept: int = 0,
+        unread: Sequence[str] = (), read: Sequence[int] = (), device_types: str | None = None,
         **checks: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.function, self.kept, self.read = function, kept, read
         hints = get_type_hints(function, include_extras=True)
         results = _SCHEMA_TYPES[hints.pop("return")]
@@ -374,12 +333,11 @@ class _Operator(Arguments):
 
     def _grouped(self, flat: Sequence[Any]) -> list[Any]:
         """Give the arguments of the function from those of the schema."""
-        found: list[Any] = []
-        at = 0
-        for group, count in self._groups:
-            found.append(flat[at] if group is None else group(*flat[at : at + count]))
-            at += count
-        return found
+        values = iter(flat)
+        return [
+            next(values) if group is None else group(*islice(values, count))
+            for group, count in self._groups
+        ]
 
     def save(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save what the gradient needs: inputs, and results that it reads."""
@@ -415,10 +373,9 @@ class _Operator(Arguments):
                 results.append([None if g is None else g.to(one.dtype) for g, one in own])
             else:
                 grad = next(found) if is_tensor else None
-                if grad is None or not need:
-                    results.append(None)
-                else:  # where the value was not saved autograd sees to its dtype
-                    results.append(grad if value is None else grad.to(value.dtype))
+                grad = grad if need else None  # without the value autograd sees to its dtype
+                kept = grad is None or value is None
+                results.append(grad if kept else grad.to(value.dtype))
         return tuple(results)
 
     def __call__(self, *args: Any, checked: bool = False) -> Any:
@@ -427,12 +384,7 @@ class _Operator(Arguments):
         Nothing but a compiler, a mode, a transformation or a tensor of another kind has to see the
         operator; elsewhere its dispatch (0.1 ms of a forward and backward pass) is left out.
         """
-        flat: list[Any] = []
-        for value in args:
-            if isinstance(value, tuple):
-                flat.extend(value)
-            else:
-                flat.append(value)
+        flat = _leaves(args, tuple)
         if torch.compiler.is_compiling():
             return self.overload(*flat)
         leaves = _leaves(flat) if self._takes_lists else flat
@@ -509,17 +461,15 @@ def _no_second_derivative(*_: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """An operator, and how its flat arguments are nested."""
-
     operator: _Operator
-    lengths: list[int | None] | None
+    lengths: list[int | None] | None  # how its flat arguments are nested
 
 
-def _leaves(values: Sequence[Any]) -> list[Any]:
+def _leaves(values: Sequence[Any], kind: type = list) -> list[Any]:
     """Flatten arguments, some of which may be lists."""
     found: list[Any] = []
     for value in values:
-        if isinstance(value, list):
+        if isinstance(value, kind):
             found.extend(value)
         else:
             found.append(value)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -21,7 +20,6 @@ from torch.nn import functional as F
 
 from megabase.ops import backend, kernels
 from megabase.ops.registry import (
-    SINGLE_OR_DOUBLE,
     Arguments,
     Saved,
     operator,
@@ -29,32 +27,26 @@ from megabase.ops.registry import (
     wide_dtype,
     without_autocast,
 )
-from megabase.ops.whole_scan import ScanInputs, composed, stepwise_scan, whole_scan
+from megabase.ops.whole_scan import ScanInputs, whole_scan
 
 _STEP_ELEMENTS = 1 << 15
 """States that advance in one call: enough to pay for it, few enough for the cache."""
-
 _STEPS_PER_STATE = 4
 """Block length over states per channel; sets the memory kept for the backward pass."""
-
 _LEAST_STEPS = 16
 """Shortest block, where there are few states."""
-
 _CHECKS: dict[str, Any] = {
     "least": {"L": 1},
     "rules": {"T": lambda _, x: _Plan(x["u"], x["A"].shape[1], torch.float32, 0).all_blocks},
 }  # fmt: skip
 """What holds for the operator and for its gradient."""
-
 _KERNEL_STEPS = 64
 """Positions between states kept for the backward pass: at 16 states a quarter of one input."""
-
 _SINGLE_THREAD = 1 << 16
 """Products of batch, length, channels and states below which threads do not pay."""
-
 _KERNEL_CHECKS: dict[str, Any] = {
     "rules": {"T": lambda sizes, _: -(-sizes["L"] // _KERNEL_STEPS)}, "least": {"L": 1},
-    "alike": True, "dtypes": SINGLE_OR_DOUBLE, "device_types": "cpu",
+    "alike": True, "dtypes": (torch.float32, torch.float64), "device_types": "cpu",
 }  # fmt: skip
 """What holds for the operator and for its gradient."""
 
@@ -79,8 +71,7 @@ class _Segment(NamedTuple):
     def cut(self, x_GPX: Tensor) -> Tensor:
         """Bring (G, positions, X) into (T, M, X), zeros after the last position."""
         missing = self.blocks * self.steps - x_GPX.shape[1]
-        if missing:
-            x_GPX = F.pad(x_GPX, (0, 0, 0, missing))
+        x_GPX = F.pad(x_GPX, (0, 0, 0, missing)) if missing else x_GPX
         return x_GPX.unflatten(1, (self.blocks, self.steps)).permute(2, 0, 1, 3).flatten(1, 2)
 
     def join(self, x_TMX: Tensor) -> Tensor:
@@ -250,15 +241,14 @@ class _Backward:
         self.dtype = wide_dtype(x.u.dtype)
         self.A_NE, self.log2_NE = _rates(x)
         self.plan = _Plan(x.u, x.A.shape[1], self.dtype, buffers=3)
-        self.grads = ScanInputs(*(self._grad(given) for given in x))  # pyright: ignore[reportArgumentType]
+        # Those of fewer dimensions are sums over positions.
+        own: Any = (
+            t if t is None
+            else t.new_empty(t.shape) if t.dim() == 3
+            else torch.zeros_like(t, dtype=self.dtype) for t in x
+        )  # fmt: skip
+        self.grads = ScanInputs(*own)
         self.dA_NE = torch.zeros_like(self.A_NE)
-
-    def _grad(self, given: Tensor | None) -> Tensor | None:
-        if given is None:
-            return None
-        if given.dim() == 3:
-            return torch.empty(given.shape, dtype=given.dtype, device=given.device)
-        return torch.zeros_like(given, dtype=self.dtype)  # a sum over positions
 
     def run(self, dfinal_BEN: Tensor | None) -> list[Tensor]:
         """Give the gradients in the order of the inputs, each in its input's dtype."""
@@ -352,25 +342,20 @@ def _outputs(x: ScanInputs, _softplus: bool, keep: bool) -> tuple[Tensor, Tensor
     dtype = wide_dtype(x.u.dtype)
     plan = _Plan(x.u, x.A.shape[1], dtype, buffers=0)
     kept = (plan.all_blocks, plan.batch, plan.states, plan.channels) if keep else (0,)
-    return (
-        x.u.new_empty(x.u.shape),
-        x.u.new_empty((plan.batch, plan.channels, plan.states), dtype=dtype),
-        x.u.new_empty(kept, dtype=dtype),
-    )
+    final = x.u.new_empty((plan.batch, plan.channels, plan.states), dtype=dtype)
+    return x.u.new_empty(x.u.shape), final, x.u.new_empty(kept, dtype=dtype)
 
 
-@operator(
-    "selective_scan_blocked_backward",
-    lambda dy, dfinal, kept, x, _: 2 * scan_flops(x.u, x.A),
-    **_CHECKS,
-)
+def _back_flops(_dy: Any, _dfinal: Any, _kept: Any, x: Any, *_: Any) -> int:
+    """Count twice the operations of the forward pass."""
+    return 2 * scan_flops(x.u, x.A)
+
+
+@operator("selective_scan_blocked_backward", _back_flops, **_CHECKS)
 def _backward(
-    dy: Annotated[Tensor, "B L E"],
-    dfinal: Annotated[Tensor | None, "B E N"],
-    kept: Annotated[Tensor, "T B N E"],
-    x: ScanInputs,
-    softplus: bool,
-) -> list[Tensor]:
+    dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
+    kept: Annotated[Tensor, "T B N E"], x: ScanInputs, softplus: bool,
+) -> list[Tensor]:  # fmt: skip
     return _Backward(x, softplus, kept, dy).run(dfinal)
 
 
@@ -390,7 +375,7 @@ def _call_kernel(
     which: str, x: ScanInputs, softplus: bool, reverse: bool, further: list[Tensor | None]
 ) -> None:
     """Call a function of the kernels, which read rows side by side, or arrays without gaps."""
-    native = getattr(kernels.native_package().native, which)
+    native = getattr(kernels.native(), which)
     states = x.A.shape[1]
     threads = 1 if x.u.numel() * states < _SINGLE_THREAD else torch.get_num_threads()
     kinds = (kernels.beside if t is not None and t.dim() == 3 else kernels.dense for t in x[:-1])
@@ -412,32 +397,19 @@ def _scan_kernel(
 
 
 @_scan_kernel.register_fake
-def _kernel_outputs(
-    x: ScanInputs, _softplus: bool, _reverse: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    options: Any = {"dtype": x.u.dtype, "device": x.u.device}
+def _kernel_outputs(x: ScanInputs, *options: bool) -> tuple[Tensor, Tensor, Tensor]:
+    *_, keep = options
     batch, length, channels = x.u.shape
     kept = (batch, -(-length // _KERNEL_STEPS), x.A.shape[1], channels) if keep else (0,)
-    return (
-        torch.empty(x.u.shape, **options),
-        torch.empty((batch, *x.A.shape), **options),
-        torch.empty(kept, **options),
-    )
+    y, final, kept = (x.u.new_empty(s) for s in (x.u.shape, (batch, *x.A.shape), kept))
+    return y, final, kept
 
 
-@operator(
-    "selective_scan_backward",
-    lambda dy, dfinal, kept, x, *_: 2 * scan_flops(x.u, x.A),
-    **_KERNEL_CHECKS,
-)
+@operator("selective_scan_backward", _back_flops, **_KERNEL_CHECKS)
 def _kernel_backward(
-    dy: Annotated[Tensor, "B L E"],
-    dfinal: Annotated[Tensor | None, "B E N"],
-    kept: Annotated[Tensor, "B T N E"],
-    x: ScanInputs,
-    softplus: bool,
-    reverse: bool,
-) -> list[Tensor]:
+    dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
+    kept: Annotated[Tensor, "B T N E"], x: ScanInputs, softplus: bool, reverse: bool,
+) -> list[Tensor]:  # fmt: skip
     grads = _kernel_room(dy, dfinal, kept, x, softplus, reverse)
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (
         None if t is None else grad for grad, t in zip(grads, x, strict=True)
@@ -452,12 +424,8 @@ def _kernel_backward(
 
 
 @_kernel_backward.register_fake
-def _kernel_room(
-    dy: Tensor, _dfinal: Any, _kept: Tensor, x: ScanInputs, _softplus: bool, _reverse: bool
-) -> list[Tensor]:
-    return [
-        torch.empty((0,) if t is None else t.shape, dtype=dy.dtype, device=dy.device) for t in x
-    ]
+def _kernel_room(dy: Tensor, _dfinal: Any, _kept: Any, x: ScanInputs, *_: Any) -> list[Tensor]:
+    return [dy.new_empty((0,) if t is None else t.shape) for t in x]
 
 
 @_scan_kernel.register_gradients
@@ -508,13 +476,13 @@ def selective_scan(
         return scan(x, softplus, reverse, keep, checked=True)[:2]
     with without_autocast(x.u):
         if backend.use_plain(x.u):
-            return composed(x, softplus, partial(whole_scan, reverse=reverse))
+            return whole_scan(x, softplus, reverse)
         if reverse:
             u, delta, B, C = (t.flip(1) for t in (x.u, x.delta, x.B, x.C))
             z = None if x.z is None else x.z.flip(1)
             x = x._replace(u=u, delta=delta, B=B, C=C, z=z)
-        if backend.use_reference():
-            y_BLE, state_BEN = composed(x, softplus, stepwise_scan)
+        if backend.active() == "reference":
+            y_BLE, state_BEN = whole_scan(x, softplus, stepwise=True)
         else:
             y_BLE, state_BEN, _ = _scan_blocked(x, softplus, keep, checked=True)
         return (y_BLE.flip(1) if reverse else y_BLE), state_BEN

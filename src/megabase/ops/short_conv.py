@@ -20,7 +20,6 @@ from megabase.ops.registry import Saved, operator, wide_dtype
 
 _BLOCK_SAMPLES = 1 << 19
 """Samples per block, so that a block stays in the cache over its taps."""
-
 _CHECKS: dict[str, Any] = {"least": {"K": 1}, "below": {"after": "K"}}
 """What holds for the operator and for its gradient."""
 
@@ -45,13 +44,13 @@ def short_conv(
         Whether the taps lie around the position instead of before it.
     """
     after = taps_behind(w_CK, centered)
-    if backend.use_reference() or backend.use_plain(x_BCL, in_triton=False):
+    if backend.active() == "reference" or backend.use_plain(x_BCL, in_triton=False):
         _forward.check(x_BCL, w_CK, b_C, after)
-        return short_conv_reference(x_BCL, w_CK, b_C, centered=centered)
+        return _short_conv_reference(x_BCL, w_CK, b_C, centered=centered)
     return _forward(x_BCL, w_CK, b_C, after)
 
 
-def short_conv_reference(
+def _short_conv_reference(
     x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None = None, *, centered: bool = False
 ) -> Tensor:
     """Convolve by torch's grouped convolution: the definition of :func:`short_conv`."""
@@ -80,25 +79,21 @@ def _shifts(taps: int, after: int, length: int) -> list[tuple[int, int, slice, s
     return sorted(found, key=lambda row: row[1] != 0)
 
 
-def apply_taps(x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int, out: Tensor) -> Tensor:
-    """Write the convolution of `x_BCL` into `out`; `after` taps lie behind the position."""
+def apply_taps(
+    x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int, out: Tensor, back: bool = False
+) -> Tensor:
+    """Write the convolution of `x_BCL` into `out`; `after` taps lie behind the position.
+
+    With `back`, the gradient of the input from that of the output.
+    """
     for tap, shift, to, at in _shifts(w_CK.shape[-1], after, x_BCL.shape[-1]):
+        to, at = (at, to) if back else (to, at)
         if shift == 0:
             torch.mul(x_BCL, w_CK[:, tap, None], out=out)
             if b_C is not None:
                 out.add_(b_C[:, None])
         else:
             out[..., to].addcmul_(x_BCL[..., at], w_CK[:, tap, None])
-    return out
-
-
-def transpose_taps(dy_BCL: Tensor, w_CK: Tensor, after: int, out: Tensor) -> Tensor:
-    """Write the gradient of the convolution's input into `out`."""
-    for tap, shift, to, at in _shifts(w_CK.shape[-1], after, dy_BCL.shape[-1]):
-        if shift == 0:
-            torch.mul(dy_BCL, w_CK[:, tap, None], out=out)
-        else:
-            out[..., at].addcmul_(dy_BCL[..., to], w_CK[:, tap, None])
     return out
 
 
@@ -121,11 +116,9 @@ def _rows(x_BCL: Tensor) -> list[slice]:
 
 @operator("short_conv", lambda x, w, *_: taps_flops(x, w), **_CHECKS)
 def _forward(
-    x: Annotated[Tensor, "B C L"],
-    w: Annotated[Tensor, "C K"],
-    b: Annotated[Tensor | None, "C"],
+    x: Annotated[Tensor, "B C L"], w: Annotated[Tensor, "C K"], b: Annotated[Tensor | None, "C"],
     after: int,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     y_BCL = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     w_CK, b_C = w.to(x.dtype), None if b is None else b.to(x.dtype)
     for rows in _rows(x):
@@ -145,20 +138,16 @@ def _(x: Tensor, *_: Any) -> Tensor:
     **_CHECKS,
 )
 def _backward(
-    dy: Annotated[Tensor, "B C L"],
-    x: Annotated[Tensor, "B C L"],
-    w: Annotated[Tensor, "C K"],
-    after: int,
-    needs_x: bool,
-    needs_taps: bool,
-) -> list[Tensor]:
+    dy: Annotated[Tensor, "B C L"], x: Annotated[Tensor, "B C L"], w: Annotated[Tensor, "C K"],
+    after: int, needs_x: bool, needs_taps: bool,
+) -> list[Tensor]:  # fmt: skip
     grads = dx_BCL, dw_CK, db_C = _room(dy, x, w, after, needs_x)
     dw_CK.zero_()
     db_C.zero_()
     w_CK = w.to(x.dtype)
     for rows in _rows(x):
         if needs_x:
-            transpose_taps(dy[rows], w_CK, after, dx_BCL[rows])
+            apply_taps(dy[rows], w_CK, None, after, dx_BCL[rows], back=True)
         if needs_taps:
             correlate_taps(x[rows], dy[rows], after, dw_CK, db_C)
     return grads

@@ -10,7 +10,6 @@ Shape suffixes: B batch, L positions, T positions of a part, E channels, N state
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import index
 from typing import Annotated, Any, NamedTuple
 
@@ -27,24 +26,15 @@ _STATES = 1 << 28
 class ScanInputs(NamedTuple):
     """Inputs of a scan, for one step without L; what is None is left out of the formula."""
 
-    u: Annotated[Tensor, "B L E"]
-    """Input."""
-    delta: Annotated[Tensor, "B L E"]
-    """Step sizes before bias and softplus."""
-    A: Annotated[Tensor, "E N"]
-    """Decay rates; negative in every published model."""
-    B: Annotated[Tensor, "B L N"]
-    """What enters the states."""
-    C: Annotated[Tensor, "B L N"]
-    """What leaves the states."""
-    D: Annotated[Tensor | None, "E"] = None
-    """Weight of the input that skips the states."""
-    z: Annotated[Tensor | None, "B L E"] = None
-    """Gate."""
-    bias: Annotated[Tensor | None, "E"] = None
-    """Bias of the step sizes."""
-    initial: Annotated[Tensor | None, "B E N"] = None
-    """States before the first position; zeros when None."""
+    u: Annotated[Tensor, "B L E"]  # input
+    delta: Annotated[Tensor, "B L E"]  # step sizes before bias and softplus
+    A: Annotated[Tensor, "E N"]  # decay rates; negative in every published model
+    B: Annotated[Tensor, "B L N"]  # what enters the states
+    C: Annotated[Tensor, "B L N"]  # what leaves the states
+    D: Annotated[Tensor | None, "E"] = None  # weight of the input that skips the states
+    z: Annotated[Tensor | None, "B L E"] = None  # gate
+    bias: Annotated[Tensor | None, "E"] = None  # of the step sizes
+    initial: Annotated[Tensor | None, "B E N"] = None  # before the first position; None: zeros
 
 
 class _Inputs(NamedTuple):
@@ -80,33 +70,25 @@ def _sweep(factor_BTX: Tensor, value_BTX: Tensor, reverse: bool) -> None:
     """Add ``factor[t] * value[t - 1]`` to every value in reading order; factors are used up."""
     length = value_BTX.shape[1]
 
-    def every(first: int, reach: int) -> slice:
-        """Give positions two reaches apart, as long as there is one a reach behind."""
+    def add(first: int, reach: int) -> tuple[slice, slice]:
+        """Add values, two reaches apart from the first, to those read a reach after them."""
         between = 2 * reach
         last = first + (length - 1 - reach - first) // between * between
-        if reverse:
-            return slice(length - 1 - last, length - first, between)
-        return slice(first, last + 1, between)
+        start, by = (length - 1 - last, -reach) if reverse else (first, reach)
+        there = slice(start, start + last - first + 1, between)
+        here = slice(there.start + by, there.stop + by, between)
+        value_BTX[:, here].addcmul_(factor_BTX[:, here], value_BTX[:, there])
+        return here, there
 
     reach = 1
     while 2 * reach <= length:
-        there = every(reach - 1, reach)
-        here = _behind(there, reach, reverse)
-        value_BTX[:, here].addcmul_(factor_BTX[:, here], value_BTX[:, there])
+        here, there = add(reach - 1, reach)
         factor_BTX[:, here].mul_(factor_BTX[:, there])
         reach *= 2
     while reach >= 1:
         if 3 * reach <= length:
-            there = every(2 * reach - 1, reach)
-            here = _behind(there, reach, reverse)
-            value_BTX[:, here].addcmul_(factor_BTX[:, here], value_BTX[:, there])
+            add(2 * reach - 1, reach)
         reach //= 2
-
-
-def _behind(there: slice, reach: int, reverse: bool) -> slice:
-    """Give the positions that are read `reach` after others."""
-    by = -reach if reverse else reach
-    return slice(there.start + by, there.stop + by, there.step)
 
 
 def _parts(length: int, each: int, reverse: bool) -> list[slice]:
@@ -145,11 +127,8 @@ class _Scan(torch.autograd.Function):
                 y.append((part.C[:, :, None] @ state_BTNE)[:, :, 0])
             carry_BNE = state_BTNE[:, last].clone()
         assert carry_BNE is not None
-        return (
-            _joined(y, reverse),
-            carry_BNE,
-            (torch.stack(kept) if kept else carry_BNE.new_empty(0)),
-        )
+        stacked = torch.stack(kept) if kept else carry_BNE.new_empty(0)
+        return _joined(y, reverse), carry_BNE, stacked
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,30 +180,11 @@ def _part_backward(
     return (dlog_BTNE * part.A).sum(2), dv_BTE, dB_BTN, dC_BTN, carry_BNE, dA_NE
 
 
-def whole_scan(
-    step_BLE: Tensor,
-    v_BLE: Tensor,
-    A_NE: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    initial_BNE: Tensor | None = None,
-    *,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Run ``s_t = exp(step_t A) s_{t-1} + v_t B_t`` and give ``C_t s_t``, and the last states.
-
-    All of one dtype, float32 or float64; shapes are in the names. `reverse` reads from the last
-    position to the first. Gives (batch, length, channels) and (batch, states, channels).
-    """
-    y_BLE, final_BNE, _ = _Scan.apply(reverse, step_BLE, v_BLE, A_NE, B_BLN, C_BLN, initial_BNE)
-    return y_BLE, final_BNE
-
-
-def stepwise_scan(
+def _stepwise_scan(
     step_BLE: Tensor, v_BLE: Tensor, A_NE: Tensor, B_BLN: Tensor, C_BLN: Tensor,
     initial_BNE: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Do what :func:`whole_scan` does one position after another: its definition."""
+    """Run ``s_t = exp(step_t A) s_{t-1} + v_t B_t``; give ``C_t s_t``, and the last states."""
     state_BNE = v_BLE.new_zeros(len(v_BLE), *A_NE.shape) if initial_BNE is None else initial_BNE
     y = []
     for t in range(v_BLE.shape[1]):
@@ -234,10 +194,13 @@ def stepwise_scan(
     return torch.stack(y, dim=1), state_BNE
 
 
-def composed(
-    x: ScanInputs, softplus: bool, scan: Callable[..., tuple[Tensor, Tensor]]
+def whole_scan(
+    x: ScanInputs, softplus: bool, reverse: bool = False, stepwise: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Do by torch's functions what lies around a recurrence: output, and the last states."""
+    """Scan by sweeps over whole tensors, or one position after another: the definition.
+
+    That reads forward only; see :func:`megabase.ops.selective_scan.selective_scan`.
+    """
     dtype = wide_dtype(x.u.dtype)
     u, step, B, C = (t.to(dtype) for t in (x.u, x.delta, x.B, x.C))
     if x.bias is not None:
@@ -245,7 +208,8 @@ def composed(
     if softplus:
         step = F.softplus(step)
     initial = None if x.initial is None else x.initial.to(dtype).transpose(1, 2)
-    y_BLE, state_BNE = scan(step, step * u, x.A.to(dtype).t(), B, C, initial)
+    given = (step, step * u, x.A.to(dtype).t(), B, C, initial)
+    y_BLE, state_BNE = _stepwise_scan(*given) if stepwise else _Scan.apply(reverse, *given)[:2]
     if x.D is not None:
         y_BLE = torch.addcmul(y_BLE, u, x.D.to(dtype))
     if x.z is not None:

@@ -10,6 +10,7 @@ from shell_cases import Results, ids, load_weights, run
 from torch import Tensor, nn
 
 from kinds.mamba import mixer_settings
+from megabase.layers.mamba import add_norm
 from megabase.layers.pooling import pool
 from megabase.models.caduceus import (
     CaduceusConfig,
@@ -52,7 +53,7 @@ def caduceus_mlm(case: Case) -> None:
     def forward(model: nn.Module) -> Results:
         output = model(tokens, labels=labels, output_hidden_states=True)
         turned = model(other, output_hidden_states=True)
-        embedding = model.caduceus.backbone.embeddings(tokens)
+        embedding = model.caduceus.backbone.embeddings["word_embeddings"](tokens)
         first, residual = model.caduceus.backbone.layers[0](embedding)
         return {
             "logits": output.logits,
@@ -159,11 +160,11 @@ def _swap_halves(hidden: Tensor) -> Tensor:
 def _exchanged(model: CaduceusForMaskedLM, tokens: Tensor) -> Tensor:
     """Run unfused blocks, the strands changing places before each."""
     backbone = model.caduceus.backbone
-    hidden, residual = backbone.embeddings(tokens), None
+    hidden, residual = backbone.embeddings["word_embeddings"](tokens), None
     for layer in backbone.layers:
         residual = None if residual is None else _swap_halves(residual)
         hidden, residual = layer(_swap_halves(hidden), residual)
-    return backbone.norm_f(hidden, residual)[0]
+    return add_norm(backbone.norm_f["submodule"], hidden, residual, strands=2)[0]
 
 
 @covers("caduceus_parameter_counts")

@@ -12,8 +12,9 @@ from megabase.models.cnn import (
     SHORTEST,
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
+    _flat,
+    convert,
 )
-from megabase.models.cnn.convert import _flat, convert
 from megabase.models.tokenizers.table import _letter_tokens
 
 

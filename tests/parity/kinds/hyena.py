@@ -17,16 +17,15 @@ from torch.nn import functional as F
 from megabase.errors import ConfigError, InputError
 from megabase.layers.hyena import FilterOptions, HyenaFilter, _published_two_sided
 from megabase.layers.pooling import Pooling, pool
-from megabase.models.checkpoints.published import renamed
-from megabase.models.checkpoints.reader import read_weights
+from megabase.models.checkpoints.reader import read_weights, renamed
 from megabase.models.gpt import GPTConfig, GPTForCausalLM, GPTModel
 from megabase.models.hyenadna import (
+    NAME_RULES,
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAModel,
 )
-from megabase.models.hyenadna.convert import NAME_RULES
 from megabase.ops.long_conv import long_conv
 
 
@@ -206,8 +205,8 @@ def hyena_filter(case: Case) -> None:
             ),
         )
         # The tables from their formula, before the stored ones replace them.
-        z, t = module.pos_emb.tables()
-        deltas = module.modulation.table()
+        z, t = module.pos_emb.tables().values()
+        deltas = module.modulation.tables()["deltas"]
         prefix = f"{index}/"
         module.load_state_dict(
             {

@@ -40,11 +40,9 @@ _SPECIAL_POSITIONS = 2
 # Field that holds the longest input of a family, positions to add to the longest sequence, and the
 # least that can be built (shorter sequences are padded).
 _LENGTH_FIELDS = {
-    "hyenadna": ("max_seq_len", 2, 0),
-    "gpt": ("max_position_embeddings", 0, 1024),
-    "cnn": ("max_length", 0, 57),
-    "deepsea": ("max_length", 0, 163),
-}
+    "hyenadna": ("max_seq_len", 2, 0), "gpt": ("max_position_embeddings", 0, 1024),
+    "cnn": ("max_length", 0, 57), "deepsea": ("max_length", 0, 163),
+}  # fmt: skip
 _BYTE_PAIRS = 4096
 """Tokens of a byte-pair vocabulary unless the settings give another number."""
 _POOLING_FIELDS = ("pooling", "pooling_strategy")
@@ -93,7 +91,6 @@ def build_language_model(
 
 
 def _config_fields(config_class: Any) -> set[str]:
-    """Name the fields of a configuration class."""
     return {field.name for field in dataclasses.fields(config_class)}
 
 
@@ -146,13 +143,9 @@ def _check_objective(model: PreTrainedModel, objective: str) -> None:
 
 
 def build_encoder(
-    start: StartConfig,
-    head: HeadConfig,
-    task: str,
-    training: Callable[[], Iterable[str]],
-    *,
+    start: StartConfig, head: HeadConfig, task: str, training: Callable[[], Iterable[str]], *,
     per_base: bool,
-) -> tuple[str, TokenEncoder]:
+) -> tuple[str, TokenEncoder]:  # fmt: skip
     """Give the family of the model that a run starts from, and its encoder.
 
     `training` gives the training sequences, for byte pairs that are learned from them; with
@@ -160,11 +153,10 @@ def build_encoder(
     :class:`ConfigError` when the family has no model of the kind `task`, and for an unknown
     tokenizer, or one that does not fit the other settings.
     """
+    name = find_preset(start.preset).family if start.preset is not None else start.family or ""
     if start.model is not None:
         found = family_of(load_config(start.model).model_type)
         name = "" if found is None else found.name
-    else:
-        name = find_preset(start.preset).family if start.preset is not None else start.family or ""
     if task not in FAMILIES[name].classes():
         what = "nucleotides" if task == "token-classification" else "sequences"
         fitting = [family.name for family in FAMILIES.values() if task in family.classes()]
@@ -191,13 +183,14 @@ def build_encoder(
 def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[str]]) -> Any:
     """Load, make or learn the tokenizer that the settings name."""
     wanted = start.tokenizer
-    if wanted is None and start.model is not None:
-        return load_tokenizer(start.model)
-    if wanted is None and family == "dnabert":
-        return DNABERTTokenizer(k=int(_named_fields(start).get("k", 6)))
-    if wanted is None and family == "bigbird":
-        wanted = f"bpe:{_named_fields(start).get('vocab_size', _BYTE_PAIRS)}"
-    if wanted in (None, "char"):
+    if wanted is None:
+        if start.model is not None:
+            return load_tokenizer(start.model)
+        if family == "dnabert":
+            return DNABERTTokenizer(k=int(_named_fields(start).get("k", 6)))
+        pairs = f"bpe:{_named_fields(start).get('vocab_size', _BYTE_PAIRS)}"
+        wanted = pairs if family == "bigbird" else "char"
+    if wanted == "char":
         return DNATokenizer()
     if kmer := re.fullmatch(r"([2-8])mer", wanted):
         return KmerTokenizer(k=int(kmer.group(1)))
@@ -217,15 +210,9 @@ def _named_fields(start: StartConfig) -> dict[str, Any]:
 
 
 def build_classifier(
-    start: StartConfig,
-    head: HeadConfig,
-    lora: LoraConfig,
-    family: str,
-    kind: str,
-    names: Sequence[str],
-    tokens: TokenEncoder,
-    longest: int,
-) -> PreTrainedModel:
+    start: StartConfig, head: HeadConfig, lora: LoraConfig, family: str, kind: str,
+    names: Sequence[str], tokens: TokenEncoder, longest: int,
+) -> PreTrainedModel:  # fmt: skip
     """Build a model with a head for labels, from torch's current seed.
 
     `kind` is that of the labels, `names` one for each output, and `longest` the longest sequence of
@@ -258,11 +245,10 @@ def _head_fields(start: StartConfig, head: HeadConfig, family: str) -> dict[str,
     known = _config_fields(FAMILIES[family].config_class())
     unknown = sorted(str(name) for name in set(start.overrides) - known)
     if unknown:
-        near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
-        hints = [f"did you mean {n[0]!r}?" for n in near if n]
+        near = [close for name in unknown for close in difflib.get_close_matches(name, known, n=1)]
         raise ConfigError(
             f"overrides has {', '.join(unknown)}, which the family {family} does not have"
-            + (f"; {hints[0]}" if hints else "")
+            + (f"; did you mean {near[0]!r}?" if near else "")
         )
     fields = dict(start.overrides)
     if head.pooling is not None:
@@ -277,13 +263,9 @@ def _head_fields(start: StartConfig, head: HeadConfig, family: str) -> dict[str,
 
 
 def _new_classifier(
-    start: StartConfig,
-    family: str,
-    task: str,
-    fields: Mapping[str, Any],
-    tokens: TokenEncoder,
+    start: StartConfig, family: str, task: str, fields: Mapping[str, Any], tokens: TokenEncoder,
     longest: int,
-) -> PreTrainedModel:
+) -> PreTrainedModel:  # fmt: skip
     """Build a model with fresh weights, in the shape of another one or of its own."""
     model_class = FAMILIES[family].classes()[task]
     shape: dict[str, Any] = {}

@@ -114,10 +114,7 @@ def _merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 def _save_adapter(
     model: Any, folder: Path, state: Mapping[str, Tensor], config: LoraConfig, start: str | None
 ) -> None:
-    """Write adapter and head alone, in the format of peft, a few hundred kilobytes at most.
-
-    `start` is the model that the run started from.
-    """
+    """Write adapter and head alone, in the format of peft; the run started from `start`."""
     folder.mkdir(parents=True, exist_ok=True)
     head = [name for name, _ in _head(model, model.base_model)]
     tensors = {
@@ -127,25 +124,18 @@ def _save_adapter(
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = _peft().LoraConfig(
-        r=config.rank,
-        lora_alpha=_alpha(config),
+        r=config.rank, lora_alpha=_alpha(config), bias="none", inference_mode=True,
         target_modules=[name for name, _ in _adapted(model)],
         modules_to_save=sorted({name.rsplit(".", 1)[0] for name in head}),
-        bias="none",
-        inference_mode=True,
         base_model_name_or_path=str(resolve_model(start)),
-    )
+    )  # fmt: skip
     settings.save_pretrained(str(folder))
 
 
 def save_classifier(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    folder: Path,
-    state: Mapping[str, Tensor],
-    lora: LoraConfig,
-    start: str | None,
-) -> None:
+    model: PreTrainedModel, tokenizer: Any, folder: Path, state: Mapping[str, Tensor],
+    lora: LoraConfig, start: str | None,
+) -> None:  # fmt: skip
     """Write weights, configuration with class names and tokenizer into a folder that exists.
 
     `state` is the full state dict, which may differ from the model's own when it is sharded.

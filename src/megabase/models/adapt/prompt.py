@@ -10,7 +10,7 @@ HazyResearch/hyena-dna, which puts the prompt first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
@@ -34,7 +34,6 @@ from megabase.untrusted import build, parsing, read_json, shown
 _Position = Literal["before", "after", "both"]
 _Answer = Literal["label_tokens", "head"]
 _Over = Literal["sequence", "prompt", "all"]
-
 PROMPTED_FAMILIES = ("hyenadna", "gpt", "mamba")
 """Families that read embeddings in place of tokens and predict the next token."""
 PROMPT_FILES = ("prompt.json", "prompt.safetensors")
@@ -51,6 +50,12 @@ _LONGEST_BLOCK = 1 << 24
 """Tokens of a sequence behind demonstrations that a file may claim: beyond any model's input."""
 
 
+def _refuse(rules: Iterable[tuple[Any, str]]) -> None:
+    """Raise one ModelError that says everything that is wrong, if anything is."""
+    if problems := [text for wrong, text in rules if wrong]:
+        raise ModelError("; ".join(problems))
+
+
 def label_letters(classes: int) -> str:
     """Give the letter of each of 2 to 5 classes: AN for two and AGN for three, as published."""
     if classes not in _LETTERS:
@@ -65,68 +70,54 @@ def label_letters(classes: int) -> str:
 class PromptSpec:
     """What a prompt is, apart from its numbers."""
 
-    length: int
-    """Soft-prompt tokens, which are learned; 0 for none."""
-    classes: tuple[str, ...]
-    """Names of the answers, in the order of the outputs."""
-    kind: str = "classes"
-    """classes, multi_label, regression, or nucleotides: a class for each of them."""
+    length: int  # soft-prompt tokens, which are learned; 0 for none
+    classes: tuple[str, ...]  # names of the answers, in the order of the outputs
+    kind: str = "classes"  # or multi_label, regression, nucleotides: a class for each of them
     position: _Position = "before"
     """Where it is. ``both``: the first half, rounded up, before and the rest after the sequence."""
-    answer: _Answer = "label_tokens"
-    """Next token after a separator, or a linear head."""
+    answer: _Answer = "label_tokens"  # next token after a separator, or a linear head
+    # Of label tokens: the letter and the token id of each class; the separator after which the
+    # model answers; whether the letters of the classes only are compared, not all logits.
     letters: str = ""
-    """Label tokens: the letter of each class."""
     label_ids: tuple[int, ...] = ()
-    """Label tokens: the token id of each class."""
     end_id: int | None = None
-    """Label tokens: the separator after which the model answers."""
     restricted: bool = False
-    """Label tokens: compare the letters of the classes only, not all logits."""
+    # Of a head for sequences: how positions become one vector, and which ones.
     pooling: str = "mean"
-    """Head for sequences: how positions become one vector."""
     over: _Over = "sequence"
-    """Head for sequences: which positions; the prompt's own, the sequence's, or all."""
+    # Of demonstrations: their ids, between prompt and sequence; tokens of each sequence, shorter
+    # ones padded on the left; the padding token.
     examples: tuple[int, ...] = ()
-    """Label tokens: ids of the demonstrations between prompt and sequence."""
     block: int = 0
-    """With demonstrations: tokens of each sequence, shorter ones padded on the left."""
     pad_id: int = 4
-    """With demonstrations: the padding token."""
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-        if self.length < 0:
-            problems.append(f"a prompt has 0 soft-prompt tokens or more, found {self.length}")
         choices = {
-            "position": get_args(_Position),
-            "answer": get_args(_Answer),
-            "over": get_args(_Over),
+            "position": get_args(_Position), "answer": get_args(_Answer), "over": get_args(_Over),
             "pooling": [name for name in POOLINGS if name != "hf"],
-        }
-        problems += [
-            f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}"
+        }  # fmt: skip
+        _refuse(
+            (getattr(self, name) not in known,
+             f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
             for name, known in choices.items()
-            if getattr(self, name) not in known
-        ]
-        if self.examples and (self.answer == "head" or self.block < 1 or self.sides[1]):
-            problems.append(
-                "demonstrations need label tokens, a length, and a prompt that stands before them"
-            )
-        if self.answer == "label_tokens":
-            if self.kind != "classes":
-                problems.append(
-                    "label tokens answer one class for a whole sequence; several labels, numbers "
-                    "and labels of nucleotides need the head"
-                )
-            elif not len(self.label_ids) == len(self.classes) == len(set(self.label_ids)):
-                problems.append(f"{len(self.classes)} classes need as many different label tokens")
-            elif self.end_id is None:
-                problems.append("label tokens need the separator after which the model answers")
-        elif self.over == "prompt" and not self.length:
-            problems.append("the head reads the prompt's own positions, but there are none")
-        if problems:
-            raise ModelError("; ".join(problems))
+        )  # fmt: skip
+        tokens, whole, ids = self.answer == "label_tokens", self.kind == "classes", self.label_ids
+        different = len(ids) == len(self.classes) == len(set(ids))
+        _refuse((
+            (self.length < 0,
+             f"a prompt has 0 soft-prompt tokens or more, found {self.length}"),
+            (self.examples and (not tokens or self.block < 1 or self.sides[1]),
+             "demonstrations need label tokens, a length, and a prompt that stands before them"),
+            (tokens and not whole,
+             "label tokens answer one class for a whole sequence; several labels, numbers and "
+             "labels of nucleotides need the head"),
+            (tokens and whole and not different,
+             f"{len(self.classes)} classes need as many different label tokens"),
+            (tokens and whole and different and self.end_id is None,
+             "label tokens need the separator after which the model answers"),
+            (not tokens and self.over == "prompt" and not self.length,
+             "the head reads the prompt's own positions, but there are none"),
+        ))  # fmt: skip
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -142,14 +133,15 @@ class PromptSpec:
 
 @dataclass
 class _PromptedOutput:
-    """Answers of a prompted model."""
+    """Answers of a prompted model: (n, K), or (n, length, K) for nucleotides.
+
+    With label tokens the log-probabilities of the letters among all tokens, or with ``restricted``
+    their bare logits, beside all logits (n, vocabulary) after the separator, or (n, m, vocabulary)
+    after each of the wanted positions.
+    """
 
     logits: Tensor
-    """(n, K), or (n, length, K) for nucleotides. With label tokens these are the log-probabilities
-    of the letters among all tokens, or with ``restricted`` their bare logits."""
     token_logits: Tensor | None = None
-    """Label tokens: all logits (n, vocabulary) after the separator, or (n, m, vocabulary) after
-    each of the wanted positions."""
 
 
 class PromptedModel(nn.Module):
@@ -170,13 +162,9 @@ class PromptedModel(nn.Module):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        spec: PromptSpec,
-        *,
-        start: Tensor | None = None,
+        self, model: PreTrainedModel, spec: PromptSpec, *, start: Tensor | None = None,
         dropout: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         _check_model(model, spec)
         model.requires_grad_(False)
@@ -194,12 +182,9 @@ class PromptedModel(nn.Module):
             raise ModelError(
                 f"initial tokens of shape {tuple(start.shape)}; expected {(spec.length, width)}"
             )
-        self.vectors: nn.Parameter | None = None
-        if spec.length:
-            self.vectors = nn.Parameter(start.detach().clone().to(**options))
-        self.head: nn.Linear | None = None
-        if spec.answer == "head":
-            self.head = nn.Linear(width, len(spec.classes), **options)
+        vectors, classes = start.detach().clone().to(**options), len(spec.classes)
+        self.vectors = nn.Parameter(vectors) if spec.length else None
+        self.head = nn.Linear(width, classes, **options) if spec.answer == "head" else None
         self.config: Any = copy.deepcopy(model.config)
         for name, value in label_fields(spec.kind, spec.classes).items():
             setattr(self.config, name, value)
@@ -241,11 +226,9 @@ class PromptedModel(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
-    ) -> _PromptedOutput:
+    ) -> _PromptedOutput:  # fmt: skip
         """Answer for sequences.
 
         Parameters
@@ -376,36 +359,26 @@ def _check_model(model: PreTrainedModel, spec: PromptSpec) -> None:
             f"{', '.join(PROMPTED_FAMILIES)} can"
         )
     causal = bool(getattr(model.config, "is_causal_model", True))
-    if spec.answer == "label_tokens":
-        if model.get_output_embeddings() is None:
-            raise ModelError(
-                f"{name} has no next-token head to answer with label tokens; take a language "
-                "model, or answer with the head"
-            )
-        if not causal:
-            raise ModelError(
-                "label tokens are the next token of a model that reads left to right, and "
-                "this one looks ahead; answer with the head"
-            )
-    elif causal and spec.length:
-        last_only = spec.position == "after"
-        if last_only and (spec.kind == "nucleotides" or spec.over == "sequence"):
-            raise ModelError(
-                "a prompt after the sequence cannot change the sequence's own positions in a model "
-                "that reads left to right; put it before, or let the head read the prompt's "
-                "positions too"
-            )
-        if spec.position == "before" and spec.over == "prompt":
-            raise ModelError(
-                "a prompt before the sequence does not see it in a model that reads left to right, "
-                "so its own positions carry no information; let the head read the sequence"
-            )
-    longest = getattr(model.config, "max_length", None)
-    if longest is not None and spec.extra >= longest:
-        raise ModelError(
-            f"a prompt of {spec.length:,} tokens leaves no room for a sequence in a model that "
-            f"reads {int(longest):,} tokens"
-        )
+    tokens, longest = spec.answer == "label_tokens", getattr(model.config, "max_length", None)
+    beside = causal and spec.length and not tokens
+    own = spec.kind == "nucleotides" or spec.over == "sequence"
+    _refuse((
+        (tokens and model.get_output_embeddings() is None,
+         f"{name} has no next-token head to answer with label tokens; take a language model, or "
+         "answer with the head"),
+        (tokens and not causal,
+         "label tokens are the next token of a model that reads left to right, and this one looks "
+         "ahead; answer with the head"),
+        (beside and spec.position == "after" and own,
+         "a prompt after the sequence cannot change the sequence's own positions in a model that "
+         "reads left to right; put it before, or let the head read the prompt's positions too"),
+        (beside and spec.position == "before" and spec.over == "prompt",
+         "a prompt before the sequence does not see it in a model that reads left to right, so its "
+         "own positions carry no information; let the head read the sequence"),
+        (longest is not None and spec.extra >= longest,
+         f"a prompt of {spec.length:,} tokens leaves no room for a sequence in a model that reads "
+         f"{longest or 0:,} tokens"),
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -413,24 +386,18 @@ class _SavedPrompt:
     """A saved prompt without its model."""
 
     folder: Path
-    model: str
-    """Name of the model that it was made for, as it was given then."""
+    model: str  # that it was made for, as it was named then
     model_hash: str
     spec: PromptSpec
     tensors: Mapping[str, Tensor]
-    facts: Mapping[str, Any]
-    """Further facts of its making, such as the padding side and the strands."""
+    facts: Mapping[str, Any]  # of its making, such as the padding side and the strands
 
 
 def save_prompt(
-    prompted: PromptedModel,
-    folder: str | Path,
-    *,
-    model: str,
-    state: Mapping[str, Tensor] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    prompted: PromptedModel, folder: str | Path, *, model: str,
+    state: Mapping[str, Tensor] | None = None, facts: Mapping[str, Any] | None = None,
     spec: PromptSpec | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a prompt into a folder; its model is named, not copied.
 
     `model` is its name; a path becomes absolute. `state` and `spec` stand in for the prompt's own:
@@ -486,11 +453,9 @@ def read_prompt(path: str | Path) -> _SavedPrompt:
 
 
 def load_prompt(
-    path: str | Path,
-    model: str | Path | PreTrainedModel | None = None,
-    *,
+    path: str | Path, model: str | Path | PreTrainedModel | None = None, *,
     device: str | torch.device | None = None,
-) -> PromptedModel:
+) -> PromptedModel:  # fmt: skip
     """Load a prompt, in evaluation mode, together with the model that it was made for.
 
     Parameters

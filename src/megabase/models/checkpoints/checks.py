@@ -29,14 +29,13 @@ _REFUSED = ("quantization_config", "transformers_weights", "experts_implementati
 _LARGEST = (1 << 31) - 1
 """Numbers are sizes or positions, which some libraries index with 32 bits."""
 # Beyond every published model, and few enough to build on any machine.
+_MOST_LABELS = 100_000  # classes of a head; the largest published one has 919
 _BOUNDS = {
-    "num_labels": 100_000, "vocab_size": 1 << 20, "pad_vocab_size_multiple": 1 << 16, "k": 8,
+    "num_labels": _MOST_LABELS, "vocab_size": 1 << 20, "pad_vocab_size_multiple": 1 << 16, "k": 8,
     "n_layer": 256, "num_hidden_layers": 256, "num_inner_mlps": 256, "hyena_order": 256,
 }  # fmt: skip
 _MOST_VALUES, _DEPTH = 1_000_000, 16
 """Values and levels of a file: names of 100,000 classes take 200,000 values on two levels."""
-_MOST_LABELS = 100_000
-"""Classes of a head; the largest published one has 919."""
 
 
 def check_config(content: dict[str, Any], path: Path, error: type[MegabaseError]) -> dict[str, Any]:
@@ -75,20 +74,15 @@ def check_config(content: dict[str, Any], path: Path, error: type[MegabaseError]
         if content.get(name) is not None:
             raise error(f"{path}: {name} is not supported; remove the line")
     names = content.get("architectures")
-    if names is not None and not (
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-    ):
+    names = [] if names is None else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise error(f"{path}: architectures is {shown(names)}; expected a list of class names")
     for name in ("id2label", "label2id"):
         labels = content.get(name)
         if labels is not None and not (isinstance(labels, dict) and len(labels) <= _MOST_LABELS):
             raise error(f"{path}: {name} is {shown(labels)}; expected a table of class names")
     # Leading underscores are the library's own state; auto_map names code, and ours needs none.
-    return {
-        name: value
-        for name, value in content.items()
-        if not name.startswith("_") and name != "auto_map"
-    }
+    return {k: v for k, v in content.items() if not k.startswith("_") and k != "auto_map"}
 
 
 def require_finite_weights(model: nn.Module, name: str) -> None:
@@ -97,26 +91,20 @@ def require_finite_weights(model: nn.Module, name: str) -> None:
     Tensors on the meta device have no data and pass.
     """
     for where, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
-            continue
-        finite = torch.isfinite(tensor.detach())
-        if bool(finite.all()):
-            continue
-        wrong = (~finite).nonzero()
-        raise NotFiniteError(
-            f"{name}: {len(wrong):,} of {tensor.numel():,} values of the tensor {where} are not "
-            f"finite (NaN or infinite), the first at {wrong[0].tolist()}; the file is damaged or "
-            "the training diverged: use another checkpoint"
-        )
+        real = tensor.is_floating_point() or tensor.is_complex()
+        if real and not tensor.is_meta and not bool(torch.isfinite(tensor.detach()).all()):
+            wrong = (~torch.isfinite(tensor.detach())).nonzero()
+            raise NotFiniteError(
+                f"{name}: {len(wrong):,} of {tensor.numel():,} values of the tensor {where} are "
+                f"not finite (NaN or infinite), the first at {wrong[0].tolist()}; the file is "
+                "damaged or the training diverged: use another checkpoint"
+            )
 
 
 def require_finite(
-    values: Tensor | np.ndarray[Any, Any],
-    model: str,
-    what: str,
-    record: Callable[[int], str],
+    values: Tensor | np.ndarray[Any, Any], model: str, what: str, record: Callable[[int], str],
     known: Tensor | np.ndarray[Any, Any] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Refuse outputs of a model that are not finite, naming the first such record.
 
     `values` has one row per record, whose name `record` gives; `what` says what they are. Values

@@ -23,24 +23,20 @@ from megabase.errors import CheckpointError, MegabaseError, OutputError
 from megabase.genome.files import real_place, write_json, writing
 from megabase.layers.hyena import PositionalFeatures
 from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
-from megabase.models.checkpoints.published import ConvertedModel
-from megabase.models.checkpoints.reader import Weights, read_weights
+from megabase.models.checkpoints.reader import ConvertedModel, Weights, read_weights
 from megabase.models.families import FAMILIES, family_of
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.untrusted import parsing
 
 
 def _model_from_weights(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from published weights, whatever the family; nothing is written.
-
-    Overrides are fields of the family's configuration that win over what is inferred.
-    """
+    """Build a model from published weights, whatever the family; nothing is written."""
     names = list(weights.tensors)
     for family in FAMILIES.values():
         if family.recognizes(names):
-            reader: Any = importlib.import_module(str(family.published))
+            reader: Any = importlib.import_module(family.module)
             return reader.convert(weights, **overrides)
-    known = ", ".join(family.name for family in FAMILIES.values() if family.published)
+    known = ", ".join(family.name for family in FAMILIES.values() if family.telling)
     raise CheckpointError(
         f"{weights.path}: the tensor names are of no family that is converted ({known}); "
         f"found {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
@@ -48,12 +44,9 @@ def _model_from_weights(weights: Weights, **overrides: Any) -> ConvertedModel:
 
 
 def convert_checkpoint(
-    source: str | Path,
-    destination: str | Path,
-    config: str | Path | None = None,
-    overwrite: bool = False,
-    **overrides: Any,
-) -> ConvertedModel:
+    source: str | Path, destination: str | Path, config: str | Path | None = None,
+    overwrite: bool = False, **overrides: Any,
+) -> ConvertedModel:  # fmt: skip
     """Read a published checkpoint and write a model folder.
 
     `source` is a file or folder (see :func:`.reader.read_weights`), a preset's name, or a Hub
@@ -68,15 +61,9 @@ def convert_checkpoint(
     for file in weights.files:
         with file.open("rb") as stream:
             sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    record = {
-        "source": str(source),
-        "sha256": sums,
-        "model": type(made.model).__name__,
-        "notes": list(made.notes),
-        "left_out": list(made.dropped),
-    }
+    record = {"sha256": sums, "left_out": list(made.dropped)}
     tokenizer = _tokenizer(path, made.model.config)
-    _save_model_folder(destination, made.model, tokenizer, record)
+    _save_model_folder(source, destination, made, tokenizer, record)
     return made
 
 
@@ -96,11 +83,11 @@ def lengthen_model(
         f"the longest input was {model.config.max_seq_len:,} positions and is {longest:,}: filters "
         "are as they were for the lags they had, and nothing was trained beyond them"
     )
-    record = {"source": str(source), "model": type(longer).__name__, "notes": [note]}
     tokenizer = load_tokenizer(source)
     tokenizer.model_max_length = longest
-    _save_model_folder(destination, longer, tokenizer, record)
-    return ConvertedModel(longer, (note,), ())
+    made = ConvertedModel(longer, (note,), ())
+    _save_model_folder(source, destination, made, tokenizer, {})
+    return made
 
 
 def _lengthen(model: PreTrainedModel, longest: int) -> PreTrainedModel:
@@ -140,10 +127,7 @@ def _tables(module: PositionalFeatures, longest: int) -> tuple[Tensor, Tensor]:
     phase = band * (2 * math.pi * lag / known)
     features = torch.cat([time.clamp(max=1), phase.cos(), -phase.sin()], dim=-1)
     z, t = module.z.detach(), module.t
-    return (
-        torch.cat([z, features[None].to(z)], dim=1),
-        torch.cat([t, time[None].to(t)], dim=1),
-    )
+    return torch.cat([z, features[None].to(z)], dim=1), torch.cat([t, time[None].to(t)], dim=1)
 
 
 def _tokenizer(source: Path, config: Any) -> Any:
@@ -162,13 +146,12 @@ def _tokenizer(source: Path, config: Any) -> Any:
 
 
 def _save_model_folder(
-    folder: str | Path,
-    model: PreTrainedModel,
-    tokenizer: Any,
+    source: str | Path, destination: str | Path, made: ConvertedModel, tokenizer: Any,
     record: Mapping[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     """Write a folder that transformers loads, atomically, in place of an earlier one."""
-    folder = Path(folder).expanduser()
+    folder = Path(destination).expanduser()
+    told = {"megabase": __version__, "source": str(source), "model": type(made.model).__name__}
     final = real_place(folder)  # a link stays, and what it names is replaced
     token = uuid.uuid4().hex[:8]
     partial = final.parent / f".{final.name}.partial-{token}"
@@ -176,8 +159,9 @@ def _save_model_folder(
     try:
         with writing(folder):
             partial.mkdir()
-            write_model(partial, model, tokenizer)
-            write_json(partial / "conversion.json", {"megabase": __version__, **record})
+            write_model(partial, made.model, tokenizer)
+            told |= {"notes": list(made.notes), **record}
+            write_json(partial / "conversion.json", told)
             if final.exists():
                 final.rename(replaced)
             partial.rename(final)

@@ -45,8 +45,7 @@ _STORAGE_TYPES = {
 }  # fmt: skip
 # Named as torch.float32 and so on.
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-_MOST_AXES = 64
-"""Axes of a tensor: torch's own limit."""
+_MOST_AXES = 64  # of a tensor: torch's own limit
 _EXPANDED_ELEMENTS = 1 << 20
 """Elements a tensor may have beyond those of its storage (one value seen at many places)."""
 # Further names that stay inert: of types, and of what torch and pickle write beside tensors.
@@ -188,14 +187,6 @@ def _resolve(module: Any, name: Any) -> Any:
     )
 
 
-def _set_state(target: Any, state: Any) -> None:
-    """Let a record keep the state the file has for it; that of others is left out."""
-    if isinstance(target, _Record):
-        target.state = state
-    elif not isinstance(target, (dict, torch.Tensor)):
-        raise CheckpointError(f"the pickle sets attributes of {shown(target)}")
-
-
 def _extend(target: Any, values: list[Any]) -> None:
     """Add items to a list or a set; what a record holds is not kept."""
     if isinstance(target, list):
@@ -284,10 +275,9 @@ def interpret(stream: Any, storage: Callable[[str, int], torch.Tensor] | None = 
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[-1])
             stack[-count:] = [tuple(stack[-count:])]
-        elif name == "TUPLE":
-            stack.append(tuple(to_mark()))
-        elif name == "LIST":
-            stack.append(to_mark())
+        elif name in ("TUPLE", "LIST"):
+            values = to_mark()
+            stack.append(tuple(values) if name == "TUPLE" else values)
         elif name == "FROZENSET":
             stack.append(frozenset([_check_key(value) for value in to_mark()]))
         elif name == "DICT":
@@ -322,15 +312,16 @@ def interpret(stream: Any, storage: Callable[[str, int], torch.Tensor] | None = 
             builder = _BUILDERS.get(function)  # nothing else is ever called
             stack.append(_Record(function) if builder is None else builder(*arguments))
         elif name == "BUILD":
-            state = stack.pop()
-            _set_state(stack[-1], state)
+            state, target = stack.pop(), stack[-1]
+            if isinstance(target, _Record):
+                target.state = state
+            elif not isinstance(target, (dict, torch.Tensor)):  # whose state is left out
+                raise CheckpointError(f"the pickle sets attributes of {shown(target)}")
         elif name in ("BINPERSID", "PERSID"):
             identity = stack.pop() if name == "BINPERSID" else argument
             stack.append(_stored(identity, storage))
-        elif name == "POP":
-            stack.pop()
-        elif name == "POP_MARK":
-            to_mark()
+        elif name in ("POP", "POP_MARK"):
+            stack.pop() if name == "POP" else to_mark()
         elif name == "DUP":
             stack.append(stack[-1])
         elif name == "STOP":

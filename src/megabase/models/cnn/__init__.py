@@ -14,17 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from megabase.errors import ConfigError
 from megabase.models.base import OwnFamilyConfig, Problems, positions_left
+from megabase.models.checkpoints.reader import ConvertedModel, Weights, build
 from megabase.models.heads import SupervisedClassifier, sequence_loss
 
-KERNEL = 8
-"""Width of the convolutions in the public code; weights of another width are of another model."""
-CHANNELS = (16, 8, 4)
-"""Filters of the three convolutions in the public code."""
-POOLS = (2, 2, 2)
-"""Pooling after each convolution in the public code."""
-DENSE = 512
-"""Width between the two dense layers in the public code."""
+# Width and filters of the convolutions, poolings behind them, width between the dense layers: those
+# of the public code; weights of other ones are of another model.
+_KERNEL, _CHANNELS, _POOLS, _DENSE = 8, (16, 8, 4), (2, 2, 2), 512
 SHORTEST = 57
 """Fewest tokens that three convolutions of 8 and three poolings by 2 leave anything of."""
 
@@ -38,17 +35,13 @@ class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[re
         ``"genomic-benchmarks"``: one output for two classes, padding on the right, as in the
         GenomicBenchmarks repository. ``"caduceus"``: one output for each class, padding on the
         left, as in the Caduceus repository.
-    max_length
-        Tokens of every input: the first dense layer has a weight for each position. Shorter
-        inputs are padded to it.
-    too_long
-        ``"error"`` refuses longer inputs; ``"trim"`` keeps their first `max_length` tokens.
+    max_length, too_long
+        Tokens of every input: the first dense layer has a weight for each position. Shorter inputs
+        are padded; of longer ones ``"trim"`` keeps the beginning, and ``"error"`` refuses them.
     padding_side
         Side that shorter inputs are padded on; None: as the variant does.
-    vocab_size, pad_token_id
-        Those of the tokenizer; the defaults fit the character tokenizer.
-    embedding_dim
-        Width of the token embedding.
+    vocab_size, pad_token_id, embedding_dim
+        Those of the tokenizer, by default of characters; width of the token embedding.
     double_sigmoid
         True: two classes are trained as published, with the loss for logits applied to the output
         of a sigmoid. The loss then lies between 0.31 and 1.31 and its gradient is damped;
@@ -81,7 +74,7 @@ class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[re
         problems.demand(
             self.max_length >= SHORTEST,
             f"max_length={self.max_length} leaves nothing after three convolutions of width "
-            f"{KERNEL} and three poolings by 2; give {SHORTEST} or more",
+            f"{_KERNEL} and three poolings by 2; give {SHORTEST} or more",
         )
         problems.demand(
             not self.double_sigmoid
@@ -111,23 +104,16 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
 
     def __init__(self, config: GenomicCNNConfig) -> None:
         super().__init__(config)
-        width, (first, second, third) = config.embedding_dim, CHANNELS
+        width = config.embedding_dim
         self.embeddings = nn.Embedding(config.vocab_size, width)
-        self.cnn_model = nn.Sequential(
-            nn.Conv1d(width, first, KERNEL),
-            nn.BatchNorm1d(first),
-            nn.ReLU(),
-            nn.MaxPool1d(2),
-            nn.Conv1d(first, second, KERNEL),
-            nn.BatchNorm1d(second),
-            nn.MaxPool1d(2),
-            nn.Conv1d(second, third, KERNEL),
-            nn.BatchNorm1d(third),
-            nn.MaxPool1d(2),
-            nn.Flatten(),
-        )
-        flat = third * positions_left(config.max_length, KERNEL, POOLS)
-        self.dense_model = nn.Sequential(nn.Linear(flat, DENSE), nn.Linear(DENSE, config.outputs))
+        layers: list[nn.Module] = []
+        for filters, pool in zip(_CHANNELS, _POOLS, strict=True):
+            layers += [nn.Conv1d(width, filters, _KERNEL), nn.BatchNorm1d(filters)]
+            layers += [nn.MaxPool1d(pool)] if len(layers) > 2 else [nn.ReLU(), nn.MaxPool1d(pool)]
+            width = filters
+        self.cnn_model = nn.Sequential(*layers, nn.Flatten())
+        flat = nn.Linear(_flat(config.max_length), _DENSE)
+        self.dense_model = nn.Sequential(flat, nn.Linear(_DENSE, config.outputs))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -139,10 +125,7 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
         self.embeddings = cast("nn.Embedding", value)
 
     def scores(self, input_ids: Tensor) -> Tensor:
-        """Give the last dense layer's output (batch, ``config.outputs``), before any sigmoid.
-
-        Ids are (batch, ``config.max_length``).
-        """
+        """Map ids (batch, ``config.max_length``) to (batch, ``config.outputs``), no sigmoid."""
         embedded = self.embeddings(input_ids).transpose(1, 2)  # (B, D, L)
         return self.dense_model(self.cnn_model(embedded))
 
@@ -161,3 +144,47 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
             problem = "multi_label_classification"
             return sequence_loss(binary, labels, self.config, items, problem)
         return super().loss(logits, labels, items)
+
+
+def _flat(length: int) -> int:
+    """Give the width of the first dense layer's input."""
+    return _CHANNELS[-1] * positions_left(length, _KERNEL, _POOLS)
+
+
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a model from published weights; a leading ``model.`` of their names is allowed.
+
+    ``variant`` and ``num_labels`` follow the last layer when left out (one output: the original
+    with two classes). ``max_length`` is needed unless the ``config.json`` beside the weights has it
+    (ConfigError): the weights tell the input length only up to 7 tokens.
+    """
+    tensors = {name.removeprefix("model."): tensor for name, tensor in weights.tensors.items()}
+    settings = {name: value for name, value in overrides.items() if value is not None}
+    beside = weights.config or {}
+    length = settings.pop("max_length", beside.get("max_length", beside.get("input_len")))
+    flatten = tensors["dense_model.0.weight"].shape[1]
+    known = [n for n in range(SHORTEST, flatten * 2 + 128) if _flat(n) == flatten]
+    fits = f"of {known[0]} to {known[-1]} tokens" if known else "of no length"
+    if length is None:
+        raise ConfigError(
+            f"{weights.path}: nothing tells the input length of this CNN; pass max_length: it is "
+            f"for inputs {fits}"
+        )
+    if flatten != _flat(int(length)):
+        raise ConfigError(
+            f"the weights are of a CNN for inputs {fits}, not {int(length):,}; pass the max_length "
+            "it was trained with"
+        )
+    outputs = tensors["dense_model.1.weight"].shape[0]
+    notes: tuple[str, ...] = ()
+    if "variant" not in settings:
+        settings["variant"] = "genomic-benchmarks" if outputs != 2 else "caduceus"
+        notes = (f"read as the variant {settings['variant']!r}, by the width of its last layer",)
+    settings.setdefault("num_labels", 2 if outputs == 1 else outputs)
+    vocab_size, embedding_dim = tensors["embeddings.weight"].shape
+    settings.setdefault("pad_token_id", 4 if vocab_size >= 12 else vocab_size - 1)
+    config = GenomicCNNConfig(
+        max_length=int(length), vocab_size=vocab_size, embedding_dim=embedding_dim, **settings
+    )
+    model, _ = build(GenomicCNNForSequenceClassification, config, tensors, weights.path)
+    return ConvertedModel(model, notes, ())

@@ -12,11 +12,18 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from megabase.models.base import OwnFamilyConfig, Problems, refuse_rest
 from megabase.models.bert import BertLike
+from megabase.models.checkpoints.reader import ConvertedModel, Weights, build
 
 _UNUSED = ("num_rnn_layer", "rnn", "rnn_dropout", "rnn_hidden", "split", "auto_map")
 """Settings of a recurrent classifier that the released weights do not hold, and of foreign code."""
@@ -50,9 +57,7 @@ class DNABERTConfig(OwnFamilyConfig, BertConfig):  # pyright: ignore[reportIncom
     vocab_size: int = 4101
     k: int | None = None
     long_inputs: str = "error"
-    max_length: int | None = None
-    """Longest input in tokens: always ``max_position_embeddings``. Published folders hold a 20
-    here, an old default of text generation."""
+    max_length: int | None = None  # always max_position_embeddings; published folders hold a 20
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key in _UNUSED:
@@ -138,3 +143,50 @@ class DNABERTForSequenceClassification(_DNABERT, BertForSequenceClassification):
         weight = real.to(pooled.dtype).reshape(batch, -1, 1)
         mean = (pooled.reshape(batch, -1, pooled.shape[-1]) * weight).sum(1) / weight.sum(1)
         return self.classifier(self.dropout(mean))
+
+
+_HEAD_SIZE = 64
+"""Width of an attention head in every BERT of the published sizes."""
+
+
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a masked language model, a classifier or the bare model, by the heads of the weights.
+
+    ConfigError when the vocabulary is not one of k-mers.
+    """
+    tensors = dict(weights.tensors)
+    embeddings = "embeddings."
+    prefix = "bert." if f"bert.{embeddings}word_embeddings.weight" in tensors else ""
+    embeddings, layer = f"{prefix}{embeddings}", f"{prefix}encoder.layer."
+    rows, width = tensors[f"{embeddings}word_embeddings.weight"].shape
+    numbers = {int(name[len(layer) :].split(".")[0]) for name in tensors if name.startswith(layer)}
+    settings: dict[str, Any] = {"num_attention_heads": max(width // _HEAD_SIZE, 1)}
+    settings |= weights.config or {}
+    settings |= {
+        "vocab_size": rows,
+        "hidden_size": width,
+        "num_hidden_layers": max(numbers) + 1,
+        "intermediate_size": len(tensors[f"{layer}0.intermediate.dense.weight"]),
+        "max_position_embeddings": len(tensors[f"{embeddings}position_embeddings.weight"]),
+    }
+    settings.pop("model_type", None)
+    settings |= {name: value for name, value in overrides.items() if value is not None}
+    notes: list[str] = []
+    model_class: type[PreTrainedModel] = DNABERTModel
+    if "classifier.weight" in tensors:
+        model_class = DNABERTForSequenceClassification
+        settings.setdefault("num_labels", tensors["classifier.weight"].shape[0])
+    elif any(name.startswith("cls.predictions.") for name in tensors):
+        model_class = DNABERTForMaskedLM
+        if f"{prefix}pooler.dense.weight" in tensors:
+            notes.append(
+                "the pooler is left out: masked prediction never trained it; a classifier made of "
+                "this model starts with a new one"
+            )
+    config = DNABERTConfig(**settings)
+    with torch.device("meta"):
+        expected = model_class(config).state_dict()
+    dropped = tuple(name for name in tensors if name not in expected)
+    kept = {name: tensor for name, tensor in tensors.items() if name in expected}
+    model, _ = build(model_class, config, kept, weights.path)
+    return ConvertedModel(model, tuple(notes), dropped)

@@ -1,17 +1,33 @@
-"""HyenaDNA as transformers models.
+"""HyenaDNA as transformers models, and published checkpoints into them.
 
-State-dict names are those of the published ``LongSafari/hyenadna-*-hf`` folders. One thing differs
-there: the published port stores the positional table ``pos_emb.z`` as a trainable parameter. Here
-it is a buffer unless ``config.lr_pos_emb`` is above 0, as in the published training runs; its
-values are taken from the checkpoint either way.
+State-dict names are those of the published ``LongSafari/hyenadna-*-hf`` folders. Their port stores
+the positional table ``pos_emb.z`` as a trainable parameter; here it is a buffer unless
+``config.lr_pos_emb`` is above 0, as in the published training runs.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from megabase.errors import CheckpointError
 from megabase.layers.hyena import ACTIVATIONS
 from megabase.models.base import Problems
+from megabase.models.checkpoints.reader import (
+    HEAD_RULE,
+    LABEL_KEYS,
+    ConvertedModel,
+    Weights,
+    build,
+    recorded_settings,
+    renamed,
+)
 from megabase.models.decoder import MIXERS, DecoderConfig, DecoderModel, DecoderPreTrainedModel
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 
@@ -29,20 +45,12 @@ class HyenaDNAConfig(DecoderConfig):
         Width inside the MLP; four times the width when None.
     max_seq_len : int
         Longest input in tokens (``l_max``, published as length + 2). The filter depends on it.
-    hyena_order : int
-        Number of gates, at least 2.
-    emb_dim : int
-        Positional features of the filter, odd.
-    filter_order : int
-        Width of the filter network.
-    num_inner_mlps : int
-        Hidden layers of the filter network after the first.
-    activation_freq : float
-        Initial frequency of the filter's sines.
-    train_freq : bool
-        Whether the frequencies learn.
-    short_filter_order : int
-        Taps of the short convolution.
+    hyena_order, short_filter_order : int
+        Number of gates, at least 2; taps of the short convolution.
+    emb_dim, filter_order, num_inner_mlps : int
+        Of the filter network: positional features (odd), width, hidden layers after the first.
+    activation_freq, train_freq : float, bool
+        Initial frequency of the filter's sines, and whether they learn.
     use_bias : bool
         Whether the filter's skip term acts (the published Hugging Face port ignores the flag).
     modulate : bool
@@ -62,20 +70,15 @@ class HyenaDNAConfig(DecoderConfig):
         Function between the last gate and the output projection.
     lr_pos_emb : float
         Learning rate of the positional table; 0 makes it a constant.
-    attention_layers : list of int
-        Blocks that mix by causal attention instead of Hyena.
+    attention_layers, attention_heads : list of int, int
+        Blocks that mix by causal attention instead of Hyena, and their heads.
     mixers : str or list of str or None
         Registered mixer of every block, or one for each
-        (:func:`megabase.models.decoder.register_mixer`); None for Hyena, and attention in
-        `attention_layers`.
-    attention_heads : int
-        Heads of blocks with attention.
-    attention_dropout : float
-        Dropout of attention weights.
+        (:func:`megabase.models.decoder.register_mixer`), in place of Hyena and `attention_layers`.
     max_position_embeddings : int
         Rows of a learned position table added to the embeddings; 0 for none.
-    embed_dropout, resid_dropout, hyena_dropout : float
-        Dropout of the embeddings, of block outputs, and of gated values inside the operator.
+    embed_dropout, resid_dropout, hyena_dropout, attention_dropout : float
+        Dropout of the embeddings, block outputs, gated values inside the operator, attention.
     hyena_filter_dropout : float
         Accepted and never applied, as in the published code.
     layer_norm_epsilon, initializer_range : float
@@ -170,18 +173,14 @@ class HyenaDNAConfig(DecoderConfig):
         return ["attention" if i in attends else "hyena" for i in range(self.n_layer)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all settings, and the heads under the name that other libraries look for."""
+        """Give all settings, but `mixers` that are None: settings of before say nothing of it."""
         found = super().to_dict()
-        if found.get("mixers") is None:  # settings of before say nothing of it
-            found.pop("mixers", None)
-        return found
+        return {k: v for k, v in found.items() if k != "mixers" or v is not None}
 
     @property
     def max_length(self) -> int:
         """Longest input in tokens."""
-        if self.max_position_embeddings > 0:
-            return min(self.max_seq_len, self.max_position_embeddings)
-        return self.max_seq_len
+        return min(self.max_seq_len, self.max_position_embeddings or self.max_seq_len)
 
     @property
     def length_setting(self) -> str:
@@ -191,13 +190,9 @@ class HyenaDNAConfig(DecoderConfig):
     @property
     def works_piecewise(self) -> bool:
         """Whether a training step keeps only the running sums and the filters."""
-        return (
-            self.hyena_order == 2
-            and set(self.mixer_names) == {"hyena"}
-            and self.hyena_dropout == 0
-            and self.output_activation == "id"
-            and not self.normalized_filter
-        )
+        plain = self.hyena_dropout == 0 and self.output_activation == "id"
+        fuses = plain and self.hyena_order == 2 and not self.normalized_filter
+        return fuses and set(self.mixer_names) == {"hyena"}
 
     @property
     def is_causal_model(self) -> bool:
@@ -229,3 +224,182 @@ class HyenaDNAForSequenceClassification(_HyenaDNA, SequenceClassifier):
 
 class HyenaDNAForTokenClassification(_HyenaDNA, TokenClassifier):
     """HyenaDNA with a linear head at every position, for labels of nucleotides."""
+
+
+NAME_RULES = (
+    (r"\.(mixer|mlp)\.layer\.", r".\1."),  # blocks that were recomputed in training
+    (r"^backbone\.", "hyena.backbone."),  # the training repository and its standalone loader
+    HEAD_RULE,
+    (r"^(.*\.implicit_filter)\.\d+\.freq$", r"\1.1.freq"),  # one frequency, under several numbers
+)
+"""From the names of the training repository (HazyResearch/hyena-dna) to ours, which are those of
+the ``LongSafari/hyenadna-*-hf`` files: ``hyena.backbone.layers.0.mixer...``, ``lm_head.weight``,
+``score.weight``."""
+_EMBEDDING = "hyena.backbone.embeddings.word_embeddings.weight"
+"""What tells the vocabulary and the width."""
+_POSITIONS = "hyena.backbone.embeddings.position_embeddings.weight"
+"""A learned position table, which few published models have."""
+_LAYER = re.compile(r"^hyena\.backbone\.layers\.(\d+)\.(.*)$")
+"""Number of a block, and the name of a tensor inside it."""
+_TABLE = r"\.filter_fn\.(pos_emb\.[zt]|modulation\.deltas)$"
+"""Tables that a file may lack, since their formulas give them."""
+_VOCABULARY, _ROWS = 12, 16
+"""Tokens of every published model, and the rows they are padded to."""
+# Names of the training repository's settings that are not ours, by the table that has them.
+_TABLES = {
+    "": {"attn_layer_idx": "attention_layers"},
+    "layer": {
+        **{name: name for name in (
+            "emb_dim", "filter_order", "num_inner_mlps", "short_filter_order", "modulate",
+            "fast_decay_pct", "slow_decay_pct", "lr_pos_emb", "bidirectional")},
+        "l_max": "max_seq_len", "order": "hyena_order", "w": "activation_freq",
+        "normalized": "normalized_filter", "bias": "use_bias", "shift": "window_shift",
+        "target": "decay_target", "dropout": "hyena_dropout", "activation": "output_activation",
+        "filter_dropout": "hyena_filter_dropout",
+    },
+    "attn_cfg": {"num_heads": "attention_heads", "dropout": "attention_dropout"},
+}  # fmt: skip
+
+
+def _published_settings(weights: Weights) -> dict[str, Any]:
+    """Give what the files say, in the words of the training repository or of transformers."""
+    accepted = (None, HyenaDNAConfig.model_type)
+    settings = recorded_settings(weights, HyenaDNAConfig, accepted, _TABLES)
+    if isinstance(settings.get("bidirectional"), bool):
+        settings["bidirectional"] = "published" if settings["bidirectional"] else "none"
+    config = weights.config or {}
+    if config.get("model_type") is not None:
+        fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(LABEL_KEYS)
+        settings |= {name: value for name, value in config.items() if name in fields}
+        if "pooling" not in config:  # written by the published port, not by us
+            settings["pooling"] = "hf"
+            settings.setdefault("window_shift", 0.05)
+    settings.pop("tie_word_embeddings", None)  # the weights tell
+    return settings
+
+
+def _shapes(tensors: Mapping[str, Tensor], path: object) -> dict[str, Any]:
+    """Read from the weights every setting that they decide."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := _LAYER.match(name):
+            layers.setdefault(int(match.group(1)), {})[match.group(2)] = tensor
+    hyena = {i: part for i, part in layers.items() if "mixer.filter_fn.bias" in part}
+    if not hyena or _EMBEDDING not in tensors:
+        raise CheckpointError(
+            f"{path}: expected a HyenaDNA model ({_EMBEDDING}, layers with mixer.filter_fn.bias), "
+            f"found {', '.join(list(tensors)[:4])}, ..."
+        )
+    rows, width = tensors[_EMBEDDING].shape
+    padded = rows == _ROWS
+    part = next(iter(hyena.values()))
+
+    def size(name: str, dimension: int) -> int:
+        if name not in part or part[name].dim() <= dimension:
+            raise CheckpointError(f"{path}: the layers have no usable {name}")
+        return part[name].shape[dimension]
+
+    mixer, first = "mixer.filter_fn.", "mixer.filter_fn.implicit_filter.0.weight"
+    network = re.compile(re.escape(mixer) + r"implicit_filter\.\d+\.weight")
+    settings: dict[str, Any] = {
+        "vocab_size": _VOCABULARY if padded else rows,
+        "pad_vocab_size_multiple": 8 if padded else 1,
+        "d_model": width,
+        "n_layer": max(layers) + 1,
+        "d_inner": size("mlp.fc1.weight", 0),
+        "hyena_order": size("mixer.in_proj.weight", 0) // width - 1,
+        "short_filter_order": size("mixer.short_filter.weight", 2),
+        "emb_dim": size(first, 1),
+        "filter_order": size(first, 0),
+        "num_inner_mlps": sum(1 for name in part if network.fullmatch(name)) - 2,
+        "attention_layers": sorted(set(layers) - set(hyena)),
+    }
+    if _POSITIONS in tensors:
+        settings["max_position_embeddings"] = tensors[_POSITIONS].shape[0]
+    if f"{mixer}pos_emb.z" in part:
+        settings["max_seq_len"] = size(f"{mixer}pos_emb.z", 1)
+    deltas = part.get(f"{mixer}modulation.deltas")
+    if deltas is not None and deltas.numel() > 1:  # told when they are not the published ones
+        level = math.log(HyenaDNAConfig.decay_target)
+        for name, i in (("slow_decay_pct", 0), ("fast_decay_pct", -1)):
+            found, usual = level / float(deltas.flatten()[i]), getattr(HyenaDNAConfig, name)
+            if not math.isclose(found, usual, rel_tol=1e-4):
+                settings[name] = found
+    return settings
+
+
+def _infer_settings(
+    weights: Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Give the configuration's arguments, `given` ones first, and notes on open questions.
+
+    Shapes come from the weights; what these cannot tell (dropout, window shift, labels) from the
+    ``config.json`` beside them, from the run settings inside a Lightning checkpoint, or from the
+    published defaults.
+    """
+    settings = _published_settings(weights)
+    shapes = _shapes(tensors, weights.path)
+    notes = [
+        f"the configuration says {name} {settings[name]!r}, the weights {value!r}; "
+        "the weights are taken"
+        for name, value in shapes.items()
+        if name in settings and settings[name] != value and not isinstance(value, float)
+    ]
+    settings.update(shapes)
+    settings.update(given)
+    if "max_seq_len" not in settings:
+        raise CheckpointError(
+            f"{weights.path}: the weights have no positional table, and no configuration says the "
+            "longest input (max_seq_len, or l_max under layer); give one with config=..."
+        )
+    if "window_shift" not in settings:
+        settings["window_shift"] = HyenaDNAConfig.window_shift
+        notes.append(
+            f"no file says the window shift; {settings['window_shift']} is taken, as all published "
+            "loaders do (the training code has 0.0)"
+        )
+    if settings["hyena_order"] > 2 and "filter_layout" not in settings:
+        notes.append("the order is above 2 and no file says the filter layout; that of the "
+                     "training code is taken")  # fmt: skip
+    head = tensors.get("lm_head.weight")
+    tied = head is None or torch.equal(head, tensors[_EMBEDDING])
+    settings.setdefault("tie_word_embeddings", tied)
+    if "score.weight" not in tensors:
+        return settings, notes
+    labels, names = len(tensors["score.weight"]), settings.get("id2label")
+    settings |= {"head_bias": "score.bias" in tensors, "num_labels": labels}
+    if isinstance(names, Mapping) and len(names) == labels:
+        settings["id2label"] = {int(index): name for index, name in names.items()}
+    elif names is not None:
+        settings |= {"id2label": None, "label2id": None}
+    if "pooling" not in settings:
+        settings["pooling"] = "mean"
+        notes.append(
+            "no file says how the head pools; the mean over real tokens is taken (the training "
+            "code averages padding too: pooling published_mean)"
+        )
+    return settings, notes
+
+
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a causal language model, a classifier, or the bare model, by the heads of the weights.
+
+    `overrides` are fields of :class:`HyenaDNAConfig` that win over what is inferred, such as
+    ``window_shift=0.0`` or ``filter_layout="standalone"``.
+    """
+    tensors, dropped = renamed(weights.tensors, NAME_RULES)
+    settings, notes = _infer_settings(weights, tensors, overrides)
+    model_class: type[Any] = HyenaDNAForCausalLM
+    if "score.weight" in tensors:
+        saved = (weights.config or {}).get("architectures") or []
+        model_class = HyenaDNAForSequenceClassification
+        if any("TokenClassification" in str(name) for name in saved):
+            model_class = HyenaDNAForTokenClassification
+    elif "lm_head.weight" not in tensors:
+        model_class = HyenaDNAModel
+        tensors = {name.removeprefix("hyena."): tensor for name, tensor in tensors.items()}
+    config = HyenaDNAConfig(**settings)
+    model, computed = build(model_class, config, tensors, weights.path, computed=_TABLE)
+    if computed:
+        notes.append(f"{len(computed)} tables are not stored and were computed by their formulas")
+    return ConvertedModel(model, tuple(notes), dropped)

@@ -15,10 +15,22 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from megabase.layers.mamba import MambaBlock, MambaMixer, MambaState, add_norm, make_norm
+from megabase.layers.mamba import MambaMixer, MambaState, Norm, add_norm
 from megabase.models.base import refuse_rest
+from megabase.models.checkpoints.reader import (
+    HEAD_RULE,
+    ConvertedModel,
+    Weights,
+    recorded_settings,
+    renamed,
+)
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
-from megabase.models.state_space import StateSpaceConfig, StateSpacePreTrainedModel
+from megabase.models.state_space import (
+    StateSpaceConfig,
+    StateSpacePreTrainedModel,
+    build_found,
+    read_shapes,
+)
 
 
 class MambaConfig(StateSpaceConfig):
@@ -35,14 +47,12 @@ class MambaConfig(StateSpaceConfig):
     ssm_cfg : dict or None
         Settings of the mixers: ``d_state`` (16), ``d_conv`` (4), ``expand`` (2), ``dt_rank``
         (``"auto"``: the width over 16), biases and initial step sizes.
-    rms_norm : bool
+    rms_norm, norm_epsilon : bool, float
         Whether norms are RMSNorm; LayerNorm otherwise.
     fused_add_norm : bool
         A published switch between kernels that give the same numbers; kept, without effect.
     residual_in_fp32 : bool
         Whether the running sum is kept in float32 at least.
-    norm_epsilon : float
-        Epsilon of the norms.
     initializer_cfg : dict or None
         ``initializer_range`` (0.02), ``rescale_prenorm_residual`` (True) and
         ``n_residuals_per_layer`` (1).
@@ -63,14 +73,11 @@ MambaCache = tuple[MambaState, ...]
 
 @dataclass
 class _MambaOutput(ModelOutput):
-    """Hidden vectors of a Mamba model."""
+    """Hidden vectors of a Mamba model; the last two when they were requested."""
 
-    last_hidden_state: Tensor | None = None
-    """Shape (batch, length, width)."""
-    cache: MambaCache | None = None
-    """What the next position needs, when it was requested."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    """Input of every block and the final output, when they were requested."""
+    last_hidden_state: Tensor | None = None  # (batch, length, width)
+    cache: MambaCache | None = None  # what the next position needs
+    hidden_states: tuple[Tensor, ...] | None = None  # input of every block and the final output
 
 
 class _MambaPreTrainedModel(StateSpacePreTrainedModel):
@@ -85,8 +92,23 @@ class _MambaPreTrainedModel(StateSpacePreTrainedModel):
         return tied if self.config.tie_word_embeddings else {}
 
 
-class _Block(GradientCheckpointingLayer, MambaBlock):
-    """A block that transformers can have computed again in the backward pass."""
+class _Block(GradientCheckpointingLayer):
+    """Add to the running sum, normalize, mix; transformers can have it computed again."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.norm = Norm(config.d_model, config.norm_epsilon, config.rms_norm)
+        self.mixer = MambaMixer(config.d_model, **config.mixer.layer_options())
+        self.residual_in_fp32 = config.residual_in_fp32
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None,
+        state: MambaState | None = None,
+    ) -> tuple[Tensor, Tensor, MambaState]:  # fmt: skip
+        """Give (output of the mixer, running sum before it, what the next position needs)."""
+        hidden, residual = add_norm(self.norm, hidden, residual, self.residual_in_fp32)
+        hidden, after = self.mixer(hidden, mask, state)
+        return hidden, residual, after
 
 
 class MambaModel(_MambaPreTrainedModel):
@@ -95,30 +117,16 @@ class MambaModel(_MambaPreTrainedModel):
     def __init__(self, config: MambaConfig, **_: Any) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_rows, config.d_model)
-        self.layers = nn.ModuleList(
-            _Block(
-                config.d_model,
-                MambaMixer(config.d_model, **config.mixer.layer_options()),
-                rms_norm=config.rms_norm,
-                norm_eps=config.norm_epsilon,
-                residual_in_fp32=config.residual_in_fp32,
-            )
-            for _ in range(config.n_layer)
-        )
-        self.norm_f = make_norm(config.d_model, config.rms_norm, config.norm_epsilon)
+        self.layers = nn.ModuleList(_Block(config) for _ in range(config.n_layer))
+        self.norm_f = Norm(config.d_model, config.norm_epsilon, config.rms_norm)
         self.post_init()
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        cache: MambaCache | None = None,
-        use_cache: bool = False,
-        output_hidden_states: bool | None = None,
-        **rest: Any,
-    ) -> Any:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, cache: MambaCache | None = None,
+        use_cache: bool = False, output_hidden_states: bool | None = None, **rest: Any,
+    ) -> Any:  # fmt: skip
         """Encode token ids to ``last_hidden_state`` (batch, length, width).
 
         Parameters
@@ -147,14 +155,10 @@ class MambaModel(_MambaPreTrainedModel):
                 seen.append(hidden if residual is None else hidden + residual)
             before = None if cache is None else cache[i]
             hidden, residual, state = layer(hidden, residual, mask, before)
-            if use_cache:
-                states.append(state)
+            states += [state] if use_cache else []
         hidden = add_norm(self.norm_f, hidden, residual, self.config.residual_in_fp32)[0]
-        return _MambaOutput(
-            last_hidden_state=hidden,
-            cache=tuple(states) if use_cache else None,
-            hidden_states=(*seen, hidden) if collect else None,
-        )
+        after = tuple(states) if use_cache else None
+        return _MambaOutput(hidden, after, (*seen, hidden) if collect else None)
 
 
 _MambaPreTrainedModel.base_class = MambaModel
@@ -173,9 +177,8 @@ class MambaForCausalLM(_MambaPreTrainedModel, CausalLM):
         for the next call, whose size does not grow. `cache` is that of the call before, or of a
         forward pass with ``use_cache``; None at the first token.
         """
-        output = self(
-            input_ids=input_ids.reshape(-1, 1), cache=cache, use_cache=True, return_dict=True
-        )
+        ids = input_ids.reshape(-1, 1)
+        output = self(input_ids=ids, cache=cache, use_cache=True, return_dict=True)
         return output.logits[:, -1], output.cache
 
 
@@ -185,3 +188,27 @@ class MambaForSequenceClassification(_MambaPreTrainedModel, SequenceClassifier):
 
 class MambaForTokenClassification(_MambaPreTrainedModel, TokenClassifier):
     """Mamba with a linear head at every position."""
+
+
+_RULES = (HEAD_RULE, (r"^backbone\.embeddings\.weight", "backbone.embedding.weight"))
+"""The second is the name in transformers' own Mamba."""
+_EMBEDDING = "backbone.embedding.weight"
+"""The tied copy of the head, and what tells the width."""
+
+
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a causal language model, classifier or bare model, by the heads of the weights."""
+    tensors, dropped = renamed(weights.tensors, _RULES)
+    bare = "embedding.weight" in tensors
+    if bare:
+        tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+    settings = recorded_settings(weights, MambaConfig, (None, MambaConfig.model_type, "mamba"))
+    head = "lm_head.weight"
+    found = read_shapes(tensors, _EMBEDDING, head, "backbone.layers.", "mixer.", weights.path)
+    found["ssm_cfg"] = {**settings.get("ssm_cfg", {}), **found["ssm_cfg"]}
+    notes = []
+    if "residual_in_fp32" not in settings:
+        notes.append("residual_in_fp32 is not recorded; taken as False (it matters below float32)")
+    config = MambaConfig(**{**settings, **found, **overrides})
+    bare = bare and head not in tensors
+    return build_found(config, tensors, weights.path, bare=bare, notes=notes, dropped=dropped)

@@ -45,12 +45,9 @@ def train_bpe(sequences: Iterable[str], vocab_size: int = 32000) -> BPETokenizer
         )
     tokenizer = _empty()
     trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(_SPECIAL),
-        initial_alphabet=_LETTERS,
-        show_progress=False,
-        max_token_length=_LONGEST,
-    )
+        vocab_size=vocab_size, special_tokens=list(_SPECIAL), initial_alphabet=_LETTERS,
+        show_progress=False, max_token_length=_LONGEST,
+    )  # fmt: skip
     texts = (text for text in sequences if text)
     first = next(texts, None)
     if first is None:
@@ -96,11 +93,7 @@ class BPETokenizer(PreTrainedTokenizerFast):
         for part in (text, text_pair) if self.init_kwargs.get("strict", True) else ():
             for item in part if isinstance(part, (list, tuple)) else [part]:
                 if isinstance(item, str):
-                    _check(item, self.added_tokens_encoder)
+                    for token in self.added_tokens_encoder:  # keeps the positions of an error
+                        item = item.replace(token, "N" * len(token))
+                    alphabet.encode(item)
         return super()._encode_plus(text, text_pair, **kwargs)
-
-
-def _check(text: str, tokens: Iterable[str]) -> None:
-    for token in tokens:
-        text = text.replace(token, "N" * len(token))  # keeps the positions of an error
-    alphabet.encode(text)

@@ -30,13 +30,12 @@ from megabase.errors import ModelError
 from megabase.models.tokenizers.table import TableTokenizer, warn_letters
 
 Ids = NDArray[np.int64]
-
 # The order of the published folders' character list, which their token ids follow.
 _CHARACTERS = ("A", "C", "G", "T", "N")
 # [RESERVED] is missing: the published tokenizers keep it in a text without special tokens.
 _SKIPPED_WITH_SPECIALS = frozenset({0, 1, 2, 3, 4, 6, *range(12, LOGIT_COLUMNS)})
 # Keys of published tokenizer_config.json files that add nothing to the vocabulary.
-_PUBLISHED_KEYS = ("complement_map", "char_ords", "auto_map")
+_PUBLISHED_KEYS = ("complement_map", "char_ords", "auto_map", "characters")
 SPECIAL_TOKEN_NAMES = {
     "bos_token": "[BOS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "sep_token": "[SEP]",
     "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
@@ -48,22 +47,15 @@ class _Row(NamedTuple):
     """One encoded text; all arrays have one entry for each token."""
 
     ids: Ids
-    special: Ids
-    """1 for an added token: a special token or padding."""
-    real: Ids
-    """0 for padding."""
-    spans: Ids
-    """First letter and the one past the last, shape (tokens, 2); meaningless unless wanted."""
+    special: Ids  # 1 for an added token: a special token or padding
+    real: Ids  # 0 for padding
+    spans: Ids  # first letter and the one past the last, (tokens, 2); meaningless unless wanted
 
     def padded(self, before: int, after: int, fills: tuple[int, int, int]) -> _Row:
         """Add tokens on both sides, with the id, the sign of a special token and that of a real."""
-        sides = [(before, after), (0, 0)]
-        columns = zip(self, (*fills, 0), strict=True)
+        sides, columns = [(before, after), (0, 0)], zip(self, (*fills, 0), strict=True)
         return _Row(
-            *(
-                np.pad(column, sides[: column.ndim], constant_values=fill)
-                for column, fill in columns
-            )
+            *(np.pad(one, sides[: one.ndim], constant_values=fill) for one, fill in columns)
         )
 
 
@@ -106,11 +98,6 @@ class DNATokenizer(TableTokenizer):
         ``split_special_tokens=True`` special tokens written in the text are read as letters, as
         transformers before 4.34 did.
 
-    Notes
-    -----
-    Calls with ``return_tensors`` build no Python list. An empty text without special tokens stays
-    empty even with padding, as in every published tokenizer.
-
     Examples
     --------
     >>> tokenizer = DNATokenizer()
@@ -121,15 +108,12 @@ class DNATokenizer(TableTokenizer):
     """
 
     def __init__(
-        self,
-        special_tokens: str = "hyenadna",
-        case_sensitive: bool = False,
-        iupac: str = "n",
+        self, special_tokens: str = "hyenadna", case_sensitive: bool = False, iupac: str = "n",
         **kwargs: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._tokens, self._ids = list(TOKEN_OF_ID), VOCABULARY
         pattern = self._pattern(special_tokens)
-        characters = tuple(kwargs.pop("characters", None) or _CHARACTERS)
+        characters = tuple(kwargs.get("characters") or _CHARACTERS)
         if characters != _CHARACTERS:
             raise ModelError(
                 f"the character list {characters} would give other token ids than the published "
@@ -139,20 +123,16 @@ class DNATokenizer(TableTokenizer):
             kwargs.pop(key, None)
         if kwargs.get("add_special_tokens") is False:  # of published files; has no meaning here
             del kwargs["add_special_tokens"]
-        kwargs.pop("special_tokens_pattern", None)
         # Named, so that a side set later is saved too.
         kwargs.setdefault("padding_side", self.padding_side)
-        self.special_tokens = special_tokens
+        self.special_tokens, self.iupac = special_tokens, iupac
         self.case_sensitive = bool(case_sensitive)
-        self.iupac = iupac
         self._letters = letter_table(self.case_sensitive, iupac)
+        kwargs["special_tokens_pattern"] = pattern
         super().__init__(
-            special_tokens=special_tokens,
-            case_sensitive=self.case_sensitive,
-            iupac=iupac,
-            special_tokens_pattern=pattern,
+            special_tokens=special_tokens, case_sensitive=self.case_sensitive, iupac=iupac,
             **{**SPECIAL_TOKEN_NAMES, **kwargs},
-        )
+        )  # fmt: skip
 
     @property
     def is_fast(self) -> bool:
@@ -196,15 +176,11 @@ class DNATokenizer(TableTokenizer):
         return _Row(ids, np.zeros_like(ids), np.ones_like(ids), places)
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        text: Any,
-        text_pair: Any = None,
-        add_special_tokens: bool = True,
+        self, text: Any, text_pair: Any = None, add_special_tokens: bool = True,
         padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
         truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
-        max_length: int | None = None,
-        **kwargs: Any,
-    ) -> BatchEncoding:
+        max_length: int | None = None, **kwargs: Any,
+    ) -> BatchEncoding:  # fmt: skip
         if self.iupac == "n":
             warn_letters(text, text_pair)
         spans = bool(kwargs.get("return_offsets_mapping"))
@@ -219,14 +195,10 @@ class DNATokenizer(TableTokenizer):
                     "return_offsets_mapping, or encode single texts"
                 )
             return super()._encode_plus(
-                text=cast("Any", text),
-                text_pair=text_pair,
-                add_special_tokens=add_special_tokens,
-                padding_strategy=padding_strategy,
-                truncation_strategy=truncation_strategy,
-                max_length=max_length,
-                **kwargs,
-            )
+                text, text_pair, add_special_tokens=add_special_tokens,
+                padding_strategy=padding_strategy, truncation_strategy=truncation_strategy,
+                max_length=max_length, **kwargs,
+            )  # fmt: skip
         split = bool(kwargs.get("split_special_tokens", self.split_special_tokens))
         pattern = SPECIAL_TOKEN_HABITS[self.special_tokens] if add_special_tokens else "none"
         before, after = int(pattern == "cls_sep"), int(pattern != "none")
@@ -246,8 +218,8 @@ class DNATokenizer(TableTokenizer):
         lengths = [len(row.ids) for row in rows]
         # A single empty text is left empty, as transformers does.
         if padding_strategy != PaddingStrategy.DO_NOT_PAD and (batched or any(lengths)) and lengths:
-            width = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
-            width = max(lengths) if width is None else width
+            full = padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None
+            width = cast("int", max_length) if full else max(lengths)
             multiple = kwargs.get("pad_to_multiple_of") or 1
             left = (kwargs.get("padding_side") or self.padding_side) == "left"
             width = -(-width // multiple) * multiple

@@ -25,19 +25,15 @@ _MOST_BASES = 16
 class TokenBatch:
     """Some sequences as tokens, padded on the right."""
 
-    ids: Tensor
-    """int64 (rows, tokens)."""
-    real: Tensor
-    """bool (rows, tokens): tokens that are not padding."""
-    bases: Tensor
-    """bool (rows, tokens): tokens that stand for bases, not for padding or special tokens."""
+    ids: Tensor  # int64 (rows, tokens)
+    real: Tensor  # bool (rows, tokens): not padding
+    bases: Tensor  # bool (rows, tokens): neither padding nor special tokens
 
     def inputs(self) -> dict[str, Tensor]:
         """Give the arguments of a forward pass; a mask only when something is padded."""
-        inputs = {"input_ids": self.ids}
-        if not bool(self.real.all()):
-            inputs["attention_mask"] = self.real.long()
-        return inputs
+        padded = not bool(self.real.all())
+        mask = {"attention_mask": self.real.long()} if padded else {}
+        return {"input_ids": self.ids, **mask}
 
 
 class TokenEncoder:
@@ -102,8 +98,7 @@ class TokenEncoder:
         rows = [self.row(row[:length]) for row, length in zip(codes, lengths, strict=True)]
         width = max(map(len, rows))
         ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
-        real = np.zeros(ids.shape, dtype=bool)
-        bases = np.zeros(ids.shape, dtype=bool)
+        real, bases = np.zeros((2, *ids.shape), dtype=bool)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = row
             real[number, : len(row)] = True

@@ -6,11 +6,9 @@ of a k-mer b_0 .. b_{k-1} is ``sum(digit(b_j) * 4 ** (k - 1 - j))``, with the di
 the order of the vocabulary (A, C, G, T; A, T, C, G for DNABERT).
 
 No code or vocabulary of HyenaDNA's 6-mer ablation was published; :class:`KmerTokenizer` is our
-choice. k-mers lie **side by side** (stride k): with overlapping ones the next token of a causal
-model repeats k - 1 bases of the current one, so most of the loss is copying and nothing is gained
-in length. Side by side the input is k times as short, the trade of resolution for length that the
-ablation is about. Up to k - 1 bases left at the end of a sequence become single-base tokens, so
-every base is read and the number of tokens depends on the length alone.
+choice. k-mers lie **side by side** (stride k): overlapping ones repeat k - 1 bases of the current
+one, so most of a causal model's loss would be copying, and nothing be gained in length. Bases left
+at the end become single-base tokens, so every base is read.
 
 Shape suffixes: B sequences, L bases, T k-mers.
 """
@@ -35,10 +33,8 @@ from megabase.untrusted import read_text, shown
 
 _LARGEST_K = 8
 """4**8 = 65,536 k-mers; a larger vocabulary makes an embedding that no sequence fills."""
-# The order of the published vocab.txt.
-_DNABERT_ORDER = "ATCG"
-# The first five lines of the published vocab.txt.
-_DNABERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# The order, and the first five lines, of the published vocab.txt.
+_DNABERT_ORDER, _DNABERT_SPECIAL = "ATCG", ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LONG_INPUTS = ("error", "pieces", "published-pieces")
 """What :class:`DNABERTTokenizer` can do with too long a sequence; the first is the default."""
 _SPECIAL_POSITIONS = 2
@@ -103,9 +99,7 @@ class _KmerTokenizer(TableTokenizer):
     upper_case: bool = True
     drop_last: bool = False
     _order: str = alphabet.BASES
-    _first: int
-    """Id of the first k-mer."""
-
+    _first: int  # id of the first k-mer
     _warns = True
 
     def _set_kmers(self, k: int, named: Any) -> None:
@@ -142,8 +136,7 @@ class _KmerTokenizer(TableTokenizer):
         numbers, padding = _kmer_numbers(codes, self.k, self.stride, self._order)
         ids = torch.where(numbers < 0, self._ids["[UNK]"], numbers + self._first)
         ids = torch.where(padding, self._ids["[PAD]"], ids)
-        if self.drop_last:
-            ids = ids[:, :-1]
+        ids = ids[:, :-1] if self.drop_last else ids
         left = codes.shape[-1] % self.k if self.stride > 1 else 0
         if not left:
             return ids
@@ -154,17 +147,13 @@ class _KmerTokenizer(TableTokenizer):
         """Join k-mers side by side; overlapping ones by their last bases."""
         if self.stride > 1:
             return "".join(tokens)
-        pieces: list[str] = []
-        previous = ""
+        text, previous = "", ""
         for token in tokens:
-            if self._ids.get(token, 0) < self._first:
-                pieces.append(token)
-                previous = ""
-            else:
-                follows = bool(previous) and previous[1:] == token[:-1]
-                pieces.append(token[-1] if follows else token)
-                previous = token
-        return "".join(pieces)
+            is_kmer = self._ids.get(token, 0) >= self._first
+            follows = is_kmer and previous != "" and previous[1:] == token[:-1]
+            text += token[-1] if follows else token
+            previous = token if is_kmer else ""
+        return text
 
 
 class KmerTokenizer(_KmerTokenizer):
@@ -198,29 +187,20 @@ class KmerTokenizer(_KmerTokenizer):
     """
 
     def __init__(
-        self,
-        k: int = 6,
-        stride: int | None = None,
-        special_tokens: str = "hyenadna",
-        *,
-        strict: bool = True,
-        **kwargs: Any,
-    ) -> None:
+        self, k: int = 6, stride: int | None = None, special_tokens: str = "hyenadna", *,
+        strict: bool = True, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if k == 1:
             raise ModelError("k=1 is the character tokenizer, DNATokenizer; k-mers start at k=2")
         self._set_kmers(k, VOCABULARY)
         if stride not in (None, 1, k):
             raise ModelError(f"stride is 1 (overlapping) or k={k} (side by side), not {stride}")
-        kwargs.pop("special_tokens_pattern", None)
         self.stride, self.strict, self.special_tokens = stride or k, strict, special_tokens
+        kwargs["special_tokens_pattern"] = self._pattern(special_tokens)
         super().__init__(
-            k=k,
-            stride=self.stride,
-            special_tokens=special_tokens,
-            strict=strict,
-            special_tokens_pattern=self._pattern(special_tokens),
+            k=k, stride=self.stride, special_tokens=special_tokens, strict=strict,
             **{**SPECIAL_TOKEN_NAMES, **kwargs},
-        )
+        )  # fmt: skip
 
     @classmethod
     def for_bases(cls, bases: int, k: int = 6, stride: int | None = None) -> KmerTokenizer:
@@ -253,10 +233,9 @@ class DNABERTTokenizer(_KmerTokenizer):
 
     Parameters
     ----------
-    vocab_file
-        A published ``vocab.txt``; checked, and decides `k`. None builds the same vocabulary.
-    k
-        Bases in a k-mer. Ignored when a file is given.
+    vocab_file, k
+        A published ``vocab.txt``, which is checked and decides `k`; or bases in a k-mer, from which
+        the same vocabulary is built.
     strict
         Refuse letters other than DNA, words other than k-mers and sequences shorter than `k`;
         otherwise they become ``[UNK]`` or nothing, as published.
@@ -281,17 +260,10 @@ class DNABERTTokenizer(_KmerTokenizer):
     _order = _DNABERT_ORDER
 
     def __init__(
-        self,
-        vocab_file: str | None = None,
-        k: int = 6,
-        *,
-        strict: bool = True,
-        upper_case: bool = True,
-        drop_last: bool = False,
-        long_inputs: str = "error",
-        model_max_length: int = 512,
-        **kwargs: Any,
-    ) -> None:
+        self, vocab_file: str | None = None, k: int = 6, *, strict: bool = True,
+        upper_case: bool = True, drop_last: bool = False, long_inputs: str = "error",
+        model_max_length: int = 512, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if long_inputs not in _LONG_INPUTS:
             raise ModelError(
                 f"long_inputs is one of {', '.join(_LONG_INPUTS)}, not {long_inputs!r}"
@@ -305,23 +277,16 @@ class DNABERTTokenizer(_KmerTokenizer):
         for token in _DNABERT_SPECIAL:
             kwargs.setdefault(f"{token[1:-1].lower()}_token", token)
         super().__init__(
-            k=self.k,
-            strict=strict,
-            upper_case=upper_case,
-            drop_last=drop_last,
-            long_inputs=long_inputs,
+            k=self.k, strict=strict, upper_case=upper_case, drop_last=drop_last,
+            long_inputs=long_inputs, special_tokens_pattern="cls_sep",
             # transformers writes a huge number for "no limit" into the files it saves.
-            model_max_length=min(model_max_length, 2**31),
-            special_tokens_pattern="cls_sep",
-            **kwargs,
-        )
+            model_max_length=min(model_max_length, 2**31), **kwargs,
+        )  # fmt: skip
 
     @staticmethod
     def read_k(path: str | Path) -> int:
         """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files."""
-        tokens = read_text(path, ModelError).split("\n")
-        while tokens and not tokens[-1]:
-            tokens.pop()
+        tokens = read_text(path, ModelError).rstrip("\n").split("\n")
         sizes = {4**k + len(_DNABERT_SPECIAL): k for k in range(1, _LARGEST_K + 1)}
         k = sizes.get(len(tokens))
         if k is None:
@@ -341,11 +306,8 @@ class DNABERTTokenizer(_KmerTokenizer):
     @classmethod
     def for_config(cls, config: Any) -> DNABERTTokenizer:
         """Make the tokenizer of a model from its configuration (k, length, long inputs)."""
-        return cls(
-            k=config.k,
-            model_max_length=config.max_position_embeddings,
-            long_inputs=config.long_inputs,
-        )
+        longest, habit = config.max_position_embeddings, config.long_inputs
+        return cls(k=config.k, model_max_length=longest, long_inputs=habit)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         text = self._clean(text)
@@ -396,16 +358,13 @@ class DNABERTTokenizer(_KmerTokenizer):
         return self._pieces(token_ids_0, self._ids["[CLS]"], self._ids["[SEP]"])
 
     def get_special_tokens_mask(
-        self,
-        token_ids_0: list[int],
-        token_ids_1: list[int] | None = None,
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
-    ) -> list[int]:
+    ) -> list[int]:  # fmt: skip
         """Mask special tokens with 1, in ids with or (to be) without them."""
-        if already_has_special_tokens or token_ids_1 is not None:
-            return super().get_special_tokens_mask(
-                token_ids_0, token_ids_1, already_has_special_tokens
-            )
+        has = already_has_special_tokens
+        if has or token_ids_1 is not None:
+            return super().get_special_tokens_mask(token_ids_0, token_ids_1, has)
         return self._pieces([0] * len(token_ids_0), 1, 1)
 
     def _eventual_warn_about_too_long_sequence(

@@ -21,8 +21,6 @@ from megabase.genome.alphabet import count_ambiguous, warn_ambiguous
 
 # The published names.
 _BOS, _EOS, _UNK, _PAD = "<bos>", "<eos>", "<unk>", "<pad>"
-
-
 # A special token written in a text: its letters are not bases.
 _SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]")
 
@@ -53,8 +51,7 @@ class TableTokenizer(PreTrainedTokenizer):
     vocab_files_names: dict[str, str] = {}  # noqa: RUF012
     padding_side: str = "right"
     _unknown = "[UNK]"
-    _warns = False
-    """Whether a call warns of letters that are read as N."""
+    _warns = False  # of letters that are read as N
     _tokens: list[str]
     _ids: dict[str, int]
 

@@ -37,13 +37,9 @@ class _Needs(NamedTuple):
 
 
 def hyena_mixer(
-    x: Tensor,
-    weights: MixerWeights,
-    *,
-    centered: bool = False,
-    two_sided: bool = False,
+    x: Tensor, weights: MixerWeights, *, centered: bool = False, two_sided: bool = False,
     product: torch.dtype | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Normalize, project, convolve shortly, gate, convolve over the whole length, gate, project.
 
     Parameters
@@ -66,31 +62,21 @@ def hyena_mixer(
     Returns
     -------
     Tensor
-        Shape of `x`, in the dtype of the products.
-
-    Notes
-    -----
-    Equals a LayerNorm, a linear map, a short and a long convolution with gates around it, and a
-    linear map. The fast path has no second derivative.
+        Shape of `x`, in the dtype of the products. The fast path has no second derivative.
     """
     options = MixerOptions(taps_behind(weights.w, centered), two_sided, product)
-    if backend.use_reference() or backend.use_plain(x):
+    if backend.active() == "reference" or backend.use_plain(x):
         _forward.check(x, *weights, *options, False)
-        return _hyena_mixer_by_parts(
-            x, weights, centered=centered, two_sided=two_sided, product=product
-        )
+        given: Any = {"centered": centered, "two_sided": two_sided, "product": product}
+        return _hyena_mixer_by_parts(x, weights, **given)
     keep = wants_gradient(x, weights) and (x.device.type != "cpu" or kernels.keeps(x))
     return _forward(x, weights, options, keep)[0]
 
 
 def _hyena_mixer_by_parts(
-    x: Tensor,
-    weights: MixerWeights,
-    *,
-    centered: bool = False,
-    two_sided: bool = False,
+    x: Tensor, weights: MixerWeights, *, centered: bool = False, two_sided: bool = False,
     product: torch.dtype | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Mix by operators and functions of torch for the parts: the definition of the mixer."""
     norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out = weights
     dtype = w_in.dtype if product is None else product
@@ -113,10 +99,8 @@ def _flops(x: Sequence[int], weights: Any, *_: Any) -> int:
 
 def _in_triton(x: Tensor, weights: MixerWeights, options: MixerOptions) -> bool:
     """Whether Triton computes this; products are in one of its dtypes."""
-    product = options.product_dtype(weights)
-    return (
-        product in triton.DTYPES and backend.use_triton(x, weights.k, weights.w) and x.numel() > 0
-    )
+    known = options.product_dtype(weights) in triton.DTYPES
+    return known and backend.use_triton(x, weights.k, weights.w) and x.numel() > 0
 
 
 def _room_to_keep(
@@ -124,16 +108,17 @@ def _room_to_keep(
 ) -> tuple[Tensor, Tensor]:
     """Make room for the transforms' result, channels first, and for the projected channels.
 
-    What is not kept has no elements.
+    These in panels of gates and value; what is not kept has no elements.
     """
     batch, length, width = x.shape
     in_kernels = keep and kernel.takes(x, weights, options)
     keep = in_kernels or (keep and _in_triton(x, weights, options))
     wide = wide_dtype(options.product_dtype(weights))
-    return (
-        x.new_empty((batch, width, length) if keep else (0,), dtype=wide),
-        x.new_empty(kernel.room_to_keep(x) if in_kernels else (0,), dtype=wide),
-    )
+    kept = x.new_empty((batch, width, length) if keep else (0,), dtype=wide)
+    if not in_kernels:
+        return kept, x.new_empty((0,), dtype=wide)
+    panel = kernels.native().panel(x.dtype == torch.float64)
+    return kept, x.new_empty((batch, -(-width // panel), 3, length, panel), dtype=wide)
 
 
 @operator("hyena_mixer", _flops, kept=2, **_CHECKS)
@@ -163,8 +148,7 @@ def _backward_flops(
     batch, length, width = x
     project = 2 * batch * length * math.prod(weights.w_in)
     out = 2 * batch * length * width**2
-    has_norm = weights.norm_w is not None
-    to_input = needs.needs_x or (needs.needs_weights and has_norm)
+    to_input = needs.needs_x or (needs.needs_weights and weights.norm_w is not None)
     products = out + to_input * project + needs.needs_weights * (project + out)
     short = taps_flops((batch, 3 * width, length), weights.w)
     return products + (1 + needs.needs_weights) * short + convolution_flops(batch, width, length)
@@ -172,14 +156,10 @@ def _backward_flops(
 
 @operator("hyena_mixer_backward", _backward_flops, **_CHECKS)
 def _backward(
-    dy: Annotated[Tensor, "B L D"],
-    kept: Annotated[Tensor, "B D L|0"],
-    projected: Annotated[Tensor, "B Q 3 L C|0"],
-    x: Annotated[Tensor, "B L D"],
-    weights: MixerWeights,
-    options: MixerOptions,
-    needs: _Needs,
-) -> list[Tensor]:
+    dy: Annotated[Tensor, "B L D"], kept: Annotated[Tensor, "B D L|0"],
+    projected: Annotated[Tensor, "B Q 3 L C|0"], x: Annotated[Tensor, "B L D"],
+    weights: MixerWeights, options: MixerOptions, needs: _Needs,
+) -> list[Tensor]:  # fmt: skip
     m, grads = Mixer(x, weights, options), _room(dy, kept, projected, x, weights, options, needs)
     if kernel.takes(x, weights, options):
         kernel.backward(m, dy, kept, projected, grads)
@@ -194,39 +174,25 @@ def _backward(
 
 @_backward.register_fake
 def _room(
-    _dy: Tensor,
-    _kept: Tensor,
-    _projected: Tensor,
-    x: Tensor,
-    weights: MixerWeights,
-    options: MixerOptions,
-    needs: _Needs,
-) -> list[Tensor]:
+    _dy: Tensor, _kept: Tensor, _projected: Tensor, x: Tensor, weights: MixerWeights,
+    options: MixerOptions, needs: _Needs,
+) -> list[Tensor]:  # fmt: skip
     """Make room for the gradients; sums over positions are kept in float32 at least."""
-    projected, width = weights.w_in.shape
-    k, skip = weights.k, weights.skip
-    wide = wide_dtype(options.product_dtype(weights))
-
-    def sums(*shape: int) -> Tensor:
-        return weights.w_in.new_empty(shape if needs.needs_weights else (0,), dtype=wide)
-
-    return [
-        x.new_empty(x.shape if needs.needs_x else (0,)),
-        sums(width), sums(width), sums(projected, width), sums(projected),
-        sums(*weights.w.shape), sums(projected),
-        k.new_empty(k.shape if needs.needs_filter else (0,)),
-        k.new_empty((0,)) if skip is None or not needs.needs_filter
-        else skip.new_empty(skip.shape),
-        sums(width, width), sums(width),
-    ]  # fmt: skip
+    wide, k, skip = wide_dtype(options.product_dtype(weights)), weights.k, weights.skip
+    norm, w_in = (weights.w_in.shape[1:],) * 2, weights.w_in.shape
+    shapes = [*norm, w_in, w_in[:1], weights.w.shape, w_in[:1], weights.w_out.shape, *norm[:1]]
+    *sums, dw_out, db_out = (
+        weights.w_in.new_empty(s if needs.needs_weights else (0,), dtype=wide) for s in shapes
+    )
+    taps = needs.needs_filter
+    dskip = skip.new_empty(skip.shape) if skip is not None and taps else k.new_empty((0,))
+    dx, dk = x.new_empty(x.shape if needs.needs_x else (0,)), k.new_empty(k.shape if taps else (0,))
+    return [dx, *sums, dk, dskip, dw_out, db_out]
 
 
 @_forward.register_gradients
 def _(saved: Saved, dy: Tensor) -> list[Tensor]:
-    x, weights, options, _ = saved.inputs
     needs_x, needs, *_ = saved.needs
     needs_weights = any(needs._replace(k=False, skip=False))
-    return _backward(
-        dy, *saved.kept, x, weights, options,
-        _Needs(needs_x, needs_weights, needs.k or needs.skip),
-    )  # fmt: skip
+    wanted = _Needs(needs_x, needs_weights, needs.k or needs.skip)
+    return _backward(dy, *saved.kept, *saved.inputs[:3], wanted)

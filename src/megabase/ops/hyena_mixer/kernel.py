@@ -31,7 +31,6 @@ from megabase.ops.hyena_mixer.passes import Mixer, MixerOptions, MixerWeights, t
 from megabase.ops.long_conv import fft_length
 
 _OPEN, _GATE, _CLOSE, _OPEN_BACKWARD, _BACKWARD = range(5)
-
 GROUP_BYTES = 1 << 27
 """Size of what the transforms of a group of channels read, about; a panel of channels at least."""
 
@@ -63,7 +62,7 @@ class _Halves:
 
     def _native(self, which: str, length: int, *arrays: Tensor) -> None:
         """Call a function of rows, the first of which says how many there are."""
-        call = getattr(kernels.package().native, which)
+        call = getattr(kernels.native(), which)
         sizes, given = [len(arrays[0]), length, self.half], (kernels.array(t) for t in arrays)
         call(self.dtype == torch.float64, sizes, *given, torch.get_num_threads())
 
@@ -85,11 +84,9 @@ class _Halves:
         Given are the product modulo x^N - 1, transformed back, and the spectrum of that modulo
         x^N + 1.
         """
-        z_RH = torch.fft.ifft(Z_RH)
-        self._native(
-            "unfold", y_RL.shape[-1], z_RH.view(-1, self.half), cyclic_RN.view(-1, self.n),
-            self.weights, y_RL.view(-1, y_RL.shape[-1]),
-        )  # fmt: skip
+        z_RH, length = torch.fft.ifft(Z_RH).view(-1, self.half), y_RL.shape[-1]
+        given = (z_RH, cyclic_RN.view(-1, self.n), self.weights, y_RL.view(-1, length))
+        self._native("unfold", length, *given)
 
     def cyclic_back(self, C_RF: Tensor) -> Tensor:
         """Transform a spectrum modulo x^N - 1 back, all N samples."""
@@ -135,19 +132,13 @@ def takes(x: Tensor, weights: MixerWeights, options: MixerOptions) -> bool:
     """Whether the kernels compute a mixer: CPU tensors of float32 or float64, all alike."""
     # The skip terms become taps, and may be of any dtype.
     given = (x, *(t for t in weights._replace(skip=None) if isinstance(t, Tensor)))
+    alike = x.numel() > 0 and kernels.alike(x.dtype, *given) and backend.use_kernels(*given)
+    taps = weights.w.shape[-1]
     return (
-        kernels.alike(x.dtype, *given)
-        and backend.use_kernels(*given)
+        alike
         and kernels.multiplies(options.product, weights.w_in)
-        and weights.w.shape[-1] <= kernels.package().MAX_TAPS
-        and x.numel() > 0
+        and taps <= kernels.package().MAX_TAPS
     )
-
-
-def room_to_keep(x: Tensor) -> tuple[int, ...]:
-    """Give the shape that projected channels are kept in: panels, gates and value, positions."""
-    panel = kernels.package().native.panel(x.dtype == torch.float64)
-    return x.shape[0], -(-x.shape[2] // panel), 3, x.shape[1], panel
 
 
 class _Call:
@@ -155,10 +146,8 @@ class _Call:
 
     def __init__(self, m: Mixer, sums: bool) -> None:
         self.m = m
-        own = m.given
-        tensors = (
-            own.norm_w, own.norm_b, m.x, own.w_in, own.b_in, m.w, m.b, own.w_out, own.b_out
-        )  # fmt: skip
+        norm_w, norm_b, _, w_in, b_in, *_, w_out, b_out = m.given
+        tensors = (norm_w, norm_b, m.x, w_in, b_in, m.w, m.b, w_out, b_out)
         self.given = [kernels.dense(t) for t in tensors]
         self.double = m.x.dtype == torch.float64
         self.half = m.product == torch.bfloat16
@@ -167,13 +156,13 @@ class _Call:
 
     def groups(self) -> list[slice]:
         """Cut the channels into groups that begin where the kernels can."""
-        width, panel = self.m.width, kernels.package().native.panel(self.double)
+        width, panel = self.m.width, kernels.native().panel(self.double)
         each = self.m.batch * self.m.length * self.m.x.element_size()
         step = max(1, GROUP_BYTES // each // panel) * panel
         return [slice(c, min(c + step, width)) for c in range(0, width, step)]
 
     def run(self, which: int, g: slice, *further: Tensor | None) -> None:
-        kernels.package().native.mixer(
+        kernels.native().mixer(
             self.double, [*self.sizes, g.start, g.stop, self.sums], self.m.norm.eps,
             [kernels.array(t) for t in (*self.given, *further)], self.half, which,
             torch.get_num_threads(),
@@ -182,10 +171,8 @@ class _Call:
     def spectra(
         self, U: Tensor, K: Tensor, G: Tensor | None = None, dK: Tensor | None = None
     ) -> None:
-        kernels.package().native.spectra(
-            self.double, [*U.shape], *(kernels.array(t) for t in (U, G, K, dK)),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        given = (kernels.array(t) for t in (U, G, K, dK))
+        kernels.native().spectra(self.double, [*U.shape], *given, torch.get_num_threads())
 
 
 def _room(m: Mixer, g: slice) -> Tensor:
@@ -204,9 +191,9 @@ def _blocks(
 
 
 def forward(m: Mixer, kept: Tensor, projected: Tensor) -> Tensor:
-    """Compute the output; `kept`, (B, D, L), takes the transforms' result if it has elements.
+    """Compute the output; `kept` and `projected` are filled if they have elements.
 
-    So does `projected`, see :func:`room_to_keep`, what the short convolution reads.
+    These are the transforms' result, (B, D, L), and what the short convolution reads.
     """
     call = _Call(m, sums=False)
     groups = call.groups()
@@ -237,12 +224,7 @@ def forward(m: Mixer, kept: Tensor, projected: Tensor) -> Tensor:
 def backward(
     m: Mixer, dy_BLD: Tensor, kept: Tensor, projected: Tensor, grads: list[Tensor]
 ) -> None:
-    """Fill `grads`; one without elements is not wanted.
-
-    They are of input, LayerNorm's weight and bias, projection, its bias, short convolution, its
-    bias, filter, skip, output projection, its bias. `kept` and `projected` are what :func:`forward`
-    kept.
-    """
+    """Fill `grads`, of input and weights; one without elements is not wanted."""
     dx, dnorm_w, dnorm_b, dw_in, db_in, dw, db, dk_DM, dskip_D, dw_out, db_out = grads
     sums = dw_in.numel() > 0
     call = _Call(m, sums)

@@ -27,20 +27,15 @@ _LAYER = Arguments(
     least={"K": 1},
 )  # fmt: skip
 """Tensors of a layer, in the order of the kernels."""
-
+# What must be like the packed projection.
 _OPEN = Arguments(
-    "PackedLayer.open",
-    {"w_in": "3D D", "x": "B L D", "first": None},
-    below={"first": "L"},
+    "PackedLayer.open", {"w_in": "3D D", "x": "B L D", "first": None}, below={"first": "L"},
     alike=True,
-)
-"""What must be like the packed projection."""
-
+)  # fmt: skip
+# The same of what closes it.
 _CLOSE = Arguments(
     "PackedLayer.close", {"w_in": "3D D", "y": "B D L", "gate": "B L D", "x": "B L D"}, alike=True
 )
-"""What must be like the packed projection."""
-
 _LETTERS = Arguments(
     "letter_log_probs",
     {
@@ -72,17 +67,13 @@ class PackedLayer:
         if any(t is None for t in weights):
             return None
         w_in, b_in, w, b, w_out, b_out, *mlp = (t for t in weights if t is not None)
-        double = w_in.dtype == torch.float64
-        name = "Layer64" if double else "Layer32"
         given = (w1, b1, w_in, b_in, w, b, w_out, b_out, w2, b2, *mlp)
         _LAYER.check(*given)
-        if not (
-            kernels.alike(w_in.dtype, *given)
-            and backend.use_kernels(*given)
-            and w.shape[-1] <= kernels.package().MAX_TAPS
-        ):
+        computed = kernels.alike(w_in.dtype, *given) and backend.use_kernels(*given)
+        if not computed or w.shape[-1] > kernels.package().MAX_TAPS:
             return None
-        make = getattr(kernels.package().native, name)
+        double = w_in.dtype == torch.float64
+        make = getattr(kernels.native(), "Layer64" if double else "Layer32")
         sizes = [w_in.shape[1], w.shape[-1], mlp[0].shape[0]]
         packed = make(sizes, eps1, eps2, [kernels.array(kernels.dense(t)) for t in given])
         return cls(packed, w_in)
@@ -115,12 +106,9 @@ class PackedLayer:
 
 
 def letter_log_probs(
-    x_BLD: Tensor,
-    norm: tuple[Tensor, Tensor | None, float],
-    w_4D: Tensor,
-    before_B4: Tensor | None,
-    codes: Tensor,
-) -> tuple[Tensor, Tensor] | None:
+    x_BLD: Tensor, norm: tuple[Tensor, Tensor | None, float], w_4D: Tensor,
+    before_B4: Tensor | None, codes: Tensor,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
     """Give natural log-probabilities of letters, among A, C, G and T, and logits (B, L, 4).
 
     `norm` is weight, bias and epsilon of the last LayerNorm, `before_B4` logits in front of those
@@ -135,7 +123,7 @@ def letter_log_probs(
     kept = [kernels.dense(t) for t in (weight, bias, x_BLD, w_4D, before_B4, codes)]
     logits_BL4 = x_BLD.new_empty(*x_BLD.shape[:2], 4)
     scores = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
-    kernels.package().native.letters(
+    kernels.native().letters(
         x_BLD.dtype == torch.float64, [*x_BLD.shape], eps,
         [kernels.array(t) for t in (*kept, logits_BL4, scores)],
     )  # fmt: skip

@@ -20,24 +20,19 @@ from torch import Tensor
 from megabase.ops.long_conv import FilterSpectra
 from megabase.ops.products import Norm, Piece, add_product, matmul, pieces
 from megabase.ops.registry import wide_dtype
-from megabase.ops.short_conv import apply_taps, correlate_taps, transpose_taps
+from megabase.ops.short_conv import apply_taps, correlate_taps
 
 GROUP_SAMPLES = 1 << 22
 """Padded samples of a group of channels and sequences; several arrays of that size are alive."""
-
 CHANNEL_SAMPLES = 1 << 23
 """Padded samples of one sequence in a group: more channels make quicker products."""
-
 MIN_GROUP = 32
 """Channels of a group at least: products with fewer rows are slower."""
-
 TRANSFORM_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
-
 MIN_ROWS = 16
 """Rows per transform call if there is room: the library plans every call anew, and its threads
 share rows."""
-
 MIN_ROWS_SAMPLES = 1 << 22
 """Samples per transform call that `MIN_ROWS` may lead to."""
 
@@ -72,30 +67,22 @@ class MixerWeights(NamedTuple):
     norm_w: Annotated[Tensor | None, "D"]
     norm_b: Annotated[Tensor | None, "D"]
     eps: float
-    w_in: Annotated[Tensor, "3D D"]
-    """Projection to output gate, input gate and value."""
+    w_in: Annotated[Tensor, "3D D"]  # projection to output gate, input gate and value
     b_in: Annotated[Tensor, "3D"]
-    w: Annotated[Tensor, "3D K"]
-    """Taps of the short convolution."""
+    w: Annotated[Tensor, "3D K"]  # taps of the short convolution
     b: Annotated[Tensor, "3D"]
-    k: Annotated[Tensor, "D M"]
-    """Filter of the long convolution."""
-    skip: Annotated[Tensor | None, "D"]
-    """Weight of the unconvolved input."""
-    w_out: Annotated[Tensor, "D D"]
-    """Output projection."""
+    k: Annotated[Tensor, "D M"]  # filter of the long convolution
+    skip: Annotated[Tensor | None, "D"]  # weight of the unconvolved input
+    w_out: Annotated[Tensor, "D D"]  # output projection
     b_out: Annotated[Tensor, "D"]
 
 
 class MixerOptions(NamedTuple):
     """How a mixer works."""
 
-    after: int
-    """Taps of the short convolution behind the position."""
-    two_sided: bool
-    """Whether the filter has negative lags."""
-    product: torch.dtype | None
-    """Dtype of the matrix products; that of the weights when None."""
+    after: int  # taps of the short convolution behind the position
+    two_sided: bool  # whether the filter has negative lags
+    product: torch.dtype | None  # of the matrix products; that of the weights when None
 
     def product_dtype(self, weights: MixerWeights) -> torch.dtype:
         """Give the dtype of the matrix products."""
@@ -142,9 +129,9 @@ class Mixer:
         Kept only while several groups of sequences need it: all together take much memory.
         """
         at = c.start + j.start
-        if at in kept:
-            return kept[at]
-        found = self.spectra.transform(slice(at, c.start + j.stop))
+        found = kept.get(at)
+        if found is None:
+            found = self.spectra.transform(slice(at, c.start + j.stop))
         if len(self.groups()[1]) > 1:
             kept[at] = found
         return found
@@ -237,9 +224,7 @@ class Backward:
         """Fill the gradients."""
         m = self.m
         if self.needs_weights:
-            for total in (
-                self.dnorm_w, self.dnorm_b, self.dw_out_DD, self.db_out_D,
-            ):  # fmt: skip
+            for total in (self.dnorm_w, self.dnorm_b, self.dw_out_DD, self.db_out_D):
                 total.zero_()
             self.db_out_D += self.dy_BLD.sum((0, 1), dtype=m.wide)
         for c in self.columns:
@@ -328,9 +313,7 @@ class Backward:
             r = slice(piece.b.start - b.start, piece.b.stop - b.start)
             # Copied, because rows far apart fall on the same places of a cache.
             p_bqt = p_bqL[r, :, piece.wide].contiguous().to(m.wide)
-            gate, v = m.short(
-                p_bqt[:, count:], w_qK[count:], b_q[count:]
-            ).split(count, dim=1)  # fmt: skip
+            gate, v = m.short(p_bqt[:, count:], w_qK[count:], b_q[count:]).split(count, dim=1)
             ds_bqt = torch.empty_like(p_bqt)
             ds_bqt[:, :count] = dx0_bcL[r, :, piece.wide]
             du_bct = du_bcN[r, :, piece.wide].contiguous()
@@ -346,7 +329,7 @@ class Backward:
         self, piece: Piece, c: slice, w_qD: Tensor, w_qK: Tensor, p_bqt: Tensor, ds_bqt: Tensor
     ) -> None:
         m = self.m
-        dp_bqt = transpose_taps(ds_bqt, w_qK, m.after, torch.empty_like(ds_bqt))
+        dp_bqt = apply_taps(ds_bqt, w_qK, None, m.after, torch.empty_like(ds_bqt), back=True)
         dp_bqt = dp_bqt[..., piece.inner].to(m.dtype).contiguous()
         x_btD = m.x[piece.b, piece.at]
         if self.needs_weights:

@@ -22,16 +22,13 @@ from megabase.errors import OperatorError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Dtypes of tensors that the kernels take; others are left to the fast path."""
-
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 """Whether kernels run as numpy on the CPU, as Triton decides when it is imported."""
-
 _why = (
     None
     if importlib.util.find_spec("triton") is not None
     else "triton is not installed (pip install 'megabase[triton]', on Linux)"
 )
-
 # What a launch on fake tensors shows to counters of operations: one call that touches its tensors.
 _library = torch.library.Library("megabase_triton", "DEF")
 _library.define("launch(str kernel, Tensor[] reads, Tensor[] writes) -> ()")
@@ -44,14 +41,10 @@ def why_missing() -> str | None:
 
 
 def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    reads: Sequence[Tensor | None],
-    writes: Sequence[Tensor | tuple[Tensor, ...] | None],
-    *numbers: float,
-    warps: int = 4,
+    kernel: Any, grid: tuple[int, ...], reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor | tuple[Tensor, ...] | None], *numbers: float, warps: int = 4,
     **constants: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Start a kernel, whose arguments are what it reads, what it writes, numbers and constants.
 
     On fake tensors nothing runs: ``torch.ops.megabase_triton.launch`` is called with its name and
@@ -80,11 +73,6 @@ def launch(
 def _real(tensor: Tensor) -> Tensor:
     """Give complex numbers as pairs, the only way kernels take them."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def blocks(size: int, block: int) -> int:
-    """Give how many blocks cover a size."""
-    return -(-size // block)
 
 
 def power(size: int, least: int = 1) -> int:

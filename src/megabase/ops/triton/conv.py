@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.triton import blocks, launch, power
+from megabase.ops.triton import launch, power
 from megabase.ops.triton.shared import sum_rows
 
 _POSITIONS, _CHANNELS = 32, 64
@@ -112,43 +112,31 @@ def _rows(x_BLE: Tensor) -> Tensor:
     return x_BLE if even else x_BLE.contiguous()
 
 
-def conv(given: Sequence[Tensor | None], reverse: bool, y_BLE: Tensor) -> None:
-    """Write the convolution of (x, taps, bias, past)."""
-    x, *others = given
-    assert x is not None
-    assert others[0] is not None
-    x = _rows(x)
-    taps, bias, past = (t if t is None else t.contiguous() for t in others)
-    batch, length, channels = x.shape
-    columns = min(_CHANNELS, power(channels, 16))
-    launch(
-        _conv, (blocks(length, _POSITIONS), blocks(channels, columns), batch),
-        [x, taps, bias, past], [y_BLE], length, channels, x.stride(1),
-        K=others[0].shape[1], REVERSE=reverse, T=_POSITIONS, C=columns,
-    )  # fmt: skip
-
-
-def conv_backward(
-    dy: Tensor, given: Sequence[Tensor | None], reverse: bool, grads: Sequence[Tensor]
+def conv(
+    given: Sequence[Tensor | None], reverse: bool, y_BLE: Tensor, grads: Sequence[Tensor] = ()
 ) -> None:
-    """Write the gradients of (x, taps, bias, past); those of what is None have no elements."""
+    """Write the convolution of (x, taps, bias, past), or from its gradient those of all four.
+
+    Gradients of what is None have no elements.
+    """
     x, *others = given
     assert x is not None
     assert others[0] is not None
     x = _rows(x)
     taps, bias, past = (t if t is None else t.contiguous() for t in others)
-    dx, dtaps, dbias, dpast = grads
     batch, length, channels = x.shape
     count = others[0].shape[1]
     columns = min(_CHANNELS, power(channels, 16))
-    rows = blocks(length + count - 1, _POSITIONS)
-    partial = torch.empty(
-        batch * rows, (count + 1) * channels, dtype=torch.float32, device=x.device
-    )  # fmt: skip
+    rows = triton.cdiv(length + count - 1 if grads else length, _POSITIONS)
+    grid, sizes = (rows, triton.cdiv(channels, columns), batch), (length, channels, x.stride(1))
+    tile = {"K": count, "REVERSE": reverse, "T": _POSITIONS, "C": columns}
+    if not grads:
+        launch(_conv, grid, [x, taps, bias, past], [y_BLE], *sizes, **tile)
+        return
+    dx, dtaps, dbias, dpast = grads
+    partial = x.new_empty((batch * rows, (count + 1) * channels), dtype=torch.float32)
     launch(
-        _conv_backward, (rows, blocks(channels, columns), batch),
-        [dy.contiguous(), x, taps, bias, past], [dx, dpast if past is not None else None, partial],
-        length, channels, x.stride(1),
-        K=count, REVERSE=reverse, T=_POSITIONS, C=columns,
+        _conv_backward, grid, [y_BLE.contiguous(), x, taps, bias, past],
+        [dx, dpast if past is not None else None, partial], *sizes, **tile,
     )  # fmt: skip
     sum_rows(partial, [dtaps, dbias] if bias is not None else [dtaps])

@@ -18,22 +18,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.triton import blocks, launch, power
+from megabase.ops.triton import launch, power
 from megabase.ops.triton.shared import sine_cosine, sum_rows
 
 _LAGS = 32
 """Lags of a block: hidden values of width 64 take 8 registers of each of 256 threads."""
-
 _CHANNELS = 64
 """Channels of the output map that are worked on at once."""
-
 _WARPS = 8
 """Warps of a program: products of a tile are unrolled for each thread."""
-
 _PROGRAMS = 264
 """Programs that share the lags in the backward pass, two for each multiprocessor of an H100: each
 keeps its own sums of gradients, which stay in the second-level cache."""
-
 _PRECISION = "tf32x3" if torch.version.hip is None else "ieee"
 """How float32 is multiplied: by three products of tensor cores, which NVIDIA's have."""
 
@@ -207,42 +203,31 @@ def _pack(weights: Any) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def _sizes(z_ME: Tensor, weights: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
-    lags, features = z_ME.shape
-    channels, width = weights.last.shape
-    constants = {
+def taps(
+    z_ME: Tensor, t_M: Tensor, weights: Any, k_CM: Tensor, grads: Sequence[Tensor] = ()
+) -> None:
+    """Write the taps, or from their gradient that of features, frequencies, layers and last map.
+
+    That of features unless it has no elements.
+    """
+    (lags, features), (channels, width) = z_ME.shape, weights.last.shape
+    constants: dict[str, Any] = {
         "M": min(_LAGS, power(lags, 16)), "E": power(features, 16),
         "W": power(width, 16), "C": min(_CHANNELS, power(channels, 16)), "DOT": _PRECISION,
     }  # fmt: skip
-    return (len(weights.weights), lags, features, width, channels), constants
-
-
-def taps(z_ME: Tensor, t_M: Tensor, weights: Any, k_CM: Tensor) -> None:
-    """Write the taps."""
-    numbers, constants = _sizes(z_ME, weights)
-    launch(
-        _taps, (blocks(numbers[1], constants["M"]),),
-        [z_ME.contiguous(), t_M.contiguous(), _pack(weights), weights.last.contiguous(),
-         None if weights.rate is None else weights.rate.contiguous()],
-        [k_CM], *numbers, weights.shift, warps=_WARPS, **constants,
-    )  # fmt: skip
-
-
-def taps_backward(
-    dk_CM: Tensor, z_ME: Tensor, t_M: Tensor, weights: Any, grads: Sequence[Tensor]
-) -> None:
-    """Write the gradients of features (unless without elements), frequencies, layers, last map."""
-    dz, *sums, dlast = grads
-    numbers, constants = _sizes(z_ME, weights)
+    numbers = (len(weights.weights), lags, features, width, channels, weights.shift)
     net = _pack(weights)
-    programs = min(_PROGRAMS, blocks(numbers[1], constants["M"]))
-    size = net.shape[0] + dlast.numel()
-    partial = torch.empty(programs, size, dtype=torch.float32, device=net.device)
+    rate = None if weights.rate is None else weights.rate.contiguous()
+    reads = [z_ME.contiguous(), t_M.contiguous(), net, weights.last.contiguous(), rate]
+    programs = triton.cdiv(lags, constants["M"])
+    if not grads:
+        launch(_taps, (programs,), reads, [k_CM], *numbers, warps=_WARPS, **constants)
+        return
+    dz, *sums, dlast = grads
+    programs = min(_PROGRAMS, programs)
+    partial = net.new_empty((programs, net.shape[0] + dlast.numel()), dtype=torch.float32)
     launch(
-        _taps_backward, (programs,),
-        [dk_CM.contiguous(), z_ME.contiguous(), t_M.contiguous(), net, weights.last.contiguous(),
-         None if weights.rate is None else weights.rate.contiguous()],
-        [dz if dz.numel() else None, partial], *numbers, weights.shift, net.shape[0],
-        warps=_WARPS, **constants,
+        _taps_backward, (programs,), [k_CM.contiguous(), *reads],
+        [dz if dz.numel() else None, partial], *numbers, net.shape[0], warps=_WARPS, **constants,
     )  # fmt: skip
     sum_rows(partial, [*sums, dlast])

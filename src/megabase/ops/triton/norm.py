@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.triton import blocks, launch, power
+from megabase.ops.triton import launch, power
 from megabase.ops.triton.shared import sum_rows
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _TILE = 2048
 """Elements that a program works on at once: 16 for each of 128 threads."""
-
 _PROGRAMS = 512
 """Programs that share the rows where sums over rows are made: a few for each multiprocessor."""
 
@@ -106,36 +105,28 @@ def _tile(width: int) -> tuple[int, int]:
 def add_norm(
     given: Sequence[Tensor | None], weights: NormWeights, found: Sequence[Tensor], kind: NormKind
 ) -> None:
-    """Write norm and running sum of hidden values and running sum before."""
-    weight, bias, eps = weights
-    width = weight.shape[0]
-    rows = found[0].numel() // width
-    each, columns = _tile(width)
-    launch(
-        _add_norm, (blocks(rows, each),), [*given, weight, bias], found, rows, width, eps,
-        RMS=kind.rms, STRANDS=kind.strands, SWAP=kind.swap, R=each, D=columns,
-    )  # fmt: skip
+    """Write norm and running sum of hidden values and running sum before.
 
-
-def add_norm_backward(
-    given: Sequence[Tensor | None], weights: NormWeights, found: Sequence[Tensor], kind: NormKind
-) -> None:
-    """Write the gradient of what was added, and of weight and bias, shape (2, width).
-
-    Given are the gradients of norm and running sum, and the running sum.
+    Of three tensors, the gradients of norm and running sum, and the running sum: the gradient of
+    what was added, and of weight and bias, shape (2, width).
     """
     weight, bias, eps = weights
-    width, dx = weight.shape[0], found[0]
-    rows = dx.numel() // width
-    each, columns = _tile(width)
-    programs = min(_PROGRAMS, blocks(rows, each))
-    partial = torch.empty(programs, 2, width, dtype=torch.float32, device=dx.device)
+    width = weight.shape[0]
+    rows, (each, columns) = found[0].numel() // width, _tile(width)
+    options = {"RMS": kind.rms, "STRANDS": kind.strands, "SWAP": kind.swap}
+    tile = {"R": each, "D": columns}
+    programs = triton.cdiv(rows, each)
+    if len(given) == 2:
+        reads = [*given, weight, bias]
+        launch(_add_norm, (programs,), reads, found, rows, width, eps, **options, **tile)
+        return
+    programs = min(_PROGRAMS, programs)
+    partial = found[0].new_empty((programs, 2 * width), dtype=torch.float32)
     launch(
-        _add_norm_backward, (programs,), [*given, weight], [dx, partial], rows, width, eps,
-        RMS=kind.rms, STRANDS=kind.strands, SWAP=kind.swap, BIAS=bias is not None,
-        R=each, D=columns,
+        _add_norm_backward, (programs,), [*given, weight], [found[0], partial], rows, width, eps,
+        **options, BIAS=bias is not None, **tile,
     )  # fmt: skip
-    sum_rows(partial.flatten(1), [found[1]])
+    sum_rows(partial, [found[1]])
 
 
 @triton.jit
@@ -163,10 +154,10 @@ def gelu_backward(a_RE: Tensor, dg_RE: Tensor, da_sum_E: Tensor | None) -> None:
     rows, width = a_RE.shape
     columns = min(256, power(width, 16))
     each = max(1, _TILE // columns)
-    programs = min(_PROGRAMS, blocks(rows, each))
+    programs = min(_PROGRAMS, triton.cdiv(rows, each))
     partial = torch.empty(programs, width, dtype=torch.float32, device=a_RE.device)
     launch(
-        _gelu_backward, (programs, blocks(width, columns)), [a_RE, dg_RE],
+        _gelu_backward, (programs, triton.cdiv(width, columns)), [a_RE, dg_RE],
         [a_RE, dg_RE, partial], rows, width, R=each, E=columns,
     )  # fmt: skip
     if da_sum_E is not None:

@@ -18,6 +18,7 @@ of a chunk, E and N are blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -27,17 +28,15 @@ from torch import Tensor
 
 from megabase.ops.registry import Saved, operator
 from megabase.ops.selective_scan import ScanInputs, scan_flops
-from megabase.ops.triton import DTYPES, blocks, launch, power
+from megabase.ops.triton import DTYPES, launch, power
 from megabase.ops.triton.shared import sum_rows
 
 _POSITIONS = 64
 """Positions of a chunk: at 16 states what is kept of it is a quarter of one input."""
-
 _ELEMENTS = 8192
 """Positions x channels x states of a tile: 32 for each of 256 threads, twice in a scan."""
-
 _CHECKS: dict[str, Any] = {
-    "least": {"L": 1}, "rules": {"T": lambda sizes, _: blocks(sizes["L"], _POSITIONS)},
+    "least": {"L": 1}, "rules": {"T": lambda sizes, _: triton.cdiv(sizes["L"], _POSITIONS)},
     "dtypes": DTYPES,
 }  # fmt: skip
 """What holds for the operator and for its gradient."""
@@ -268,18 +267,8 @@ def _gradients(
         # The recurrence backwards: what a state gets from the next one decays by the next step.
         # Behind the chunk's last position stands one that decays by nothing.
         is_last = (t % T == T - 1) | (t >= length - 1)
-        after, _ = _steps(
-            delta,
-            bias,
-            b,
-            tl.where(is_last, length, t + 1),
-            e,
-            length,
-            channels,
-            delta_row,
-            SOFTPLUS,
-            REVERSE,
-        )
+        behind = tl.where(is_last, length, t + 1)
+        after, _ = _steps(delta, bias, b, behind, e, length, channels, delta_row, SOFTPLUS, REVERSE)
         decay = tl.exp(after[:, :, None] * rates[None, :, :])
         over, dstate = tl.associative_scan(
             (decay, back[:, :, None] * left[:, None, :]), 0, _chain_one, reverse=True
@@ -332,7 +321,7 @@ class _Call:
         self.tile: dict[str, Any] = {
             "SOFTPLUS": softplus, "REVERSE": reverse, "T": _POSITIONS, **self.chain_tile
         }  # fmt: skip
-        self.chunks, self.columns = blocks(length, _POSITIONS), blocks(channels, e)
+        self.chunks, self.columns = triton.cdiv(length, _POSITIONS), triton.cdiv(channels, e)
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.u.device)
@@ -378,28 +367,19 @@ def _room(
     x: ScanInputs, _softplus: bool, _reverse: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _ = x.u.shape
-    kept = (batch, blocks(length, _POSITIONS), *x.A.shape) if keep else (0,)
-    options: Any = {"dtype": torch.float32, "device": x.u.device}
-    return (
-        torch.empty(x.u.shape, dtype=x.u.dtype, device=x.u.device),
-        torch.empty((batch, *x.A.shape), **options),
-        torch.empty(kept, **options),
-    )
+    kept = (batch, triton.cdiv(length, _POSITIONS), *x.A.shape) if keep else (0,)
+    new = partial(x.u.new_empty, dtype=torch.float32)
+    return x.u.new_empty(x.u.shape), new((batch, *x.A.shape)), new(kept)
 
 
 @operator(
-    "selective_scan_chunked_backward",
-    lambda dy, dfinal, kept, x, *_: 2 * scan_flops(x.u, x.A),
+    "selective_scan_chunked_backward", lambda dy, dfinal, kept, x, *_: 2 * scan_flops(x.u, x.A),
     **_CHECKS,
-)
+)  # fmt: skip
 def _backward(
-    dy: Annotated[Tensor, "B L E"],
-    dfinal: Annotated[Tensor | None, "B E N"],
-    kept: Annotated[Tensor, "B T E N"],
-    x: ScanInputs,
-    softplus: bool,
-    reverse: bool,
-) -> list[Tensor]:
+    dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
+    kept: Annotated[Tensor, "B T E N"], x: ScanInputs, softplus: bool, reverse: bool,
+) -> list[Tensor]:  # fmt: skip
     grads = _backward_room(dy, dfinal, kept, x, softplus, reverse)
     du, ddelta, _, dB, dC, dD, dz, dbias, dinitial = (
         None if t is None else grad for grad, t in zip(grads, x, strict=True)
@@ -417,23 +397,14 @@ def _backward(
         [dy, u, delta, A, B, C, D, z, bias, kept, leaves], [du, ddelta, dB, dC, dz, partial],
         *call.sizes, *call.row.values(), warps=8, **call.tile,
     )  # fmt: skip
-    spare = call.new(channels)
-    sum_rows(
-        partial, [grads[2], dD if dD is not None else spare, *([] if dbias is None else [dbias])]
-    )
+    skip = call.new(channels) if dD is None else dD
+    sum_rows(partial, [grads[2], skip, *([] if dbias is None else [dbias])])
     return grads
 
 
 @_backward.register_fake
-def _backward_room(
-    dy: Tensor, _dfinal: Any, _kept: Tensor, x: ScanInputs, _softplus: bool, _reverse: bool
-) -> list[Tensor]:
-    return [
-        torch.empty((0,), dtype=x.u.dtype, device=dy.device)
-        if t is None
-        else torch.empty(t.shape, dtype=t.dtype, device=dy.device)
-        for t in x
-    ]
+def _backward_room(_dy: Tensor, _dfinal: Any, _kept: Any, x: ScanInputs, *_: Any) -> list[Tensor]:
+    return [x.u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in x]
 
 
 @scan.register_gradients

@@ -22,7 +22,7 @@ from megabase.layers.linear import from_channel_major
 from megabase.ops import backend
 from megabase.ops.hyena_mixer.packed import PackedLayer
 from megabase.ops.long_conv import fft_length
-from megabase.ops.products import matmul, matmul_gelu
+from megabase.ops.products import matmul
 from megabase.ops.short_conv import short_conv
 
 _ROWS = 1 << 10
@@ -150,11 +150,11 @@ class PrefixLayers:
         else:
             x_BLD = x_BLD + from_channel_major(mixer.out_proj, z_BDL)
         mlp, x_ND = block.mlp, block.norm2(x_BLD).flatten(0, 1)
-        if backend.use_reference() or x_ND.device.type != "cpu":
+        if backend.active() == "reference" or x_ND.device.type != "cpu":
             return x_BLD + mlp(x_ND).view(x_BLD.shape)
         parts = [
-            matmul(matmul_gelu(part, mlp.fc1.weight.t(), mlp.fc1.bias), mlp.fc2.weight.t(),
-                   mlp.fc2.bias)
+            matmul(matmul(part, mlp.fc1.weight.t(), mlp.fc1.bias, gelu=True),
+                   mlp.fc2.weight.t(), mlp.fc2.bias)
             for part in x_ND.split(_ROWS)
         ]  # fmt: skip
         return x_BLD + (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x_BLD.shape)
