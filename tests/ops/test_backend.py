@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from megabase.errors import OperatorError
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.mamba import MambaMixer
-from megabase.ops import backend, kernels, selective_scan
+from megabase.ops import backend, kernels, whole_scan
 from megabase.ops.kernels import slower_than_possible
 
 
@@ -121,9 +121,9 @@ def test_kernels_are_compared_with_the_definitions_once_on_a_machine(
 def test_kernels_that_compute_something_else_are_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    right = selective_scan.stepwise_scan
+    right = whole_scan._stepwise_scan
     monkeypatch.setattr(
-        selective_scan, "stepwise_scan", lambda *x, **k: tuple(1.01 * y for y in right(*x, **k))
+        whole_scan, "_stepwise_scan", lambda *x, **k: tuple(1.01 * y for y in right(*x, **k))
     )
     with pytest.warns(UserWarning, match=r"selective_scan differs .* build it here .* fast runs"):
         assert backend.active() == "fast"

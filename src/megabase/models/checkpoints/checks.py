@@ -28,8 +28,8 @@ _REFUSED = ("quantization_config", "transformers_weights", "experts_implementati
 # Sizes decide what is allocated, and how many modules are built, before any weight is seen.
 _LARGEST = (1 << 31) - 1
 """Numbers are sizes or positions, which some libraries index with 32 bits."""
-# Beyond every published model, and few enough to build on any machine.
 _MOST_LABELS = 100_000  # classes of a head; the largest published one has 919
+# Beyond every published model, and few enough to build on any machine.
 _BOUNDS = {
     "num_labels": _MOST_LABELS, "vocab_size": 1 << 20, "pad_vocab_size_multiple": 1 << 16, "k": 8,
     "n_layer": 256, "num_hidden_layers": 256, "num_inner_mlps": 256, "hyena_order": 256,
