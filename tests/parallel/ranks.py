@@ -23,10 +23,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.evaluate.log_probs import token_log_probs
-from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
-from megabase.models.gpt import GPTConfig, GPTForCausalLM
-from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.mamba import MambaConfig, MambaForCausalLM
+from megabase.models.caduceus import (
+    CaduceusConfig,
+    CaduceusForMaskedLM,
+    CaduceusForSequenceClassification,
+    CaduceusForTokenClassification,
+)
+from megabase.models.gpt import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
+from megabase.models.hyenadna import (
+    HyenaDNAConfig,
+    HyenaDNAForCausalLM,
+    HyenaDNAForSequenceClassification,
+    HyenaDNAForTokenClassification,
+)
+from megabase.models.mamba import MambaConfig, MambaForCausalLM, MambaForSequenceClassification
 from megabase.parallel import context_parallel
 
 LENGTHS = (48, 61)
@@ -53,14 +63,7 @@ def hyena(**fields: Any) -> nn.Module:
 
 
 def gpt(**fields: Any) -> nn.Module:
-    shape = {
-        "d_model": 20,
-        "n_layer": 2,
-        "num_attention_heads": 5,
-        "max_position_embeddings": 64,
-        **OFF,
-    }
-    return GPTForCausalLM(GPTConfig(**{**shape, **fields}))
+    return GPTForCausalLM(GPTConfig(**{**GPT, **fields}))
 
 
 def mamba(**fields: Any) -> nn.Module:
@@ -89,6 +92,24 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "caduceus-ps": lambda: caduceus(rcps=True),
     "caduceus-ps, not fused": lambda: caduceus(rcps=True, fused_add_norm=False),
 }
+
+GPT: dict[str, Any] = {
+    "d_model": 20, "n_layer": 2, "num_attention_heads": 5, "max_position_embeddings": 64, **OFF
+}  # fmt: skip
+
+LABELED: dict[str, Callable[[], nn.Module]] = {
+    "hyena": lambda: HyenaDNAForSequenceClassification(
+        HyenaDNAConfig(**HYENA, **OFF, pooling="mean")
+    ),
+    "hyena tracks": lambda: HyenaDNAForTokenClassification(HyenaDNAConfig(**HYENA, **OFF)),
+    "gpt": lambda: GPTForSequenceClassification(GPTConfig(**GPT, pooling="last")),
+    "mamba": lambda: MambaForSequenceClassification(MambaConfig(**MAMBA)),
+    "caduceus-ps": lambda: CaduceusForSequenceClassification(CaduceusConfig(**MAMBA, rcps=True)),
+    "caduceus-ph, both strands": lambda: CaduceusForTokenClassification(
+        CaduceusConfig(**MAMBA, conjoin_eval=True)
+    ),
+}
+"""Models with heads for labels, of sequences and of bases."""
 
 
 def perturb(model: nn.Module) -> nn.Module:
@@ -158,6 +179,25 @@ def scored(name: str, length: int, group: Any) -> dict[str, float]:
     assert bool((found.isnan() == expected.isnan()).all())  # a first base has nothing before it
     assert not bool(found[:, 1:].isnan().any())
     return {"scored": float((found - expected).nan_to_num().abs().max())}
+
+
+def labeled(name: str, length: int, group: Any) -> dict[str, float]:
+    """Give the largest difference of the answers of a head, with padding and without."""
+    torch.manual_seed(0)
+    one = perturb(LABELED[name]()).eval()
+    model = copy.deepcopy(one)
+    context_parallel(model, group, whole=True)
+    ids = torch.randint(7, 11, (2, length))
+    mask = torch.ones_like(ids)
+    mask[1, -length // 4 :] = 0
+    worst = 0.0
+    for given in ({}, {"attention_mask": mask}):
+        with torch.inference_mode():
+            expected, found = (m(input_ids=ids, **given).logits for m in (one, model))
+        assert found.shape == expected.shape
+        kept = torch.ones(1) if found.dim() == 2 or not given else mask[..., None]
+        worst = max(worst, float(((found - expected) * kept).abs().max()))
+    return {"labels": worst}
 
 
 def dropped(name: str, length: int, group: Any, alone: Any) -> dict[str, float]:
@@ -241,6 +281,7 @@ def measure(
         for name, length, masked in cases
     }
     found |= {f"{name}/scored": scored(name, 13, mesh) for name in SCORED}
+    found |= {f"{name}/labels/{n}": labeled(name, n, mesh) for name in LABELED for n in LENGTHS}
     # Every process makes the group of every one.
     alone = [dist.new_group([other]) for other in range(size)][rank]
     return found | {f"{name}/dropped": dropped(name, 61, mesh, alone) for name in DROPPING}

@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,20 @@ def die_after_a_checkpoint() -> None:
 def run(
     folder: Path, name: str, processes: int, shared: int, kill: bool = False, resume: bool = False
 ) -> None:
-    """Pretrain in forked processes with the environment of torchrun.
+    """Pretrain; with `kill` the first process ends by SIGKILL after its first checkpoint."""
 
-    With `kill` the first one ends by SIGKILL after its first checkpoint, and then the others.
+    def work() -> None:
+        if kill:
+            die_after_a_checkpoint()
+        mb.pretrain(settings(folder, name, processes, shared, resume))
+
+    launch(work, processes, kill)
+
+
+def launch(work: Callable[[], object], processes: int, kill: bool = False) -> None:
+    """Call in forked processes with the environment of torchrun.
+
+    With `kill` the first one ends by SIGKILL, and then the others.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -84,9 +96,7 @@ def run(
         if processes == 1:
             del os.environ["TORCHELASTIC_RUN_ID"]
         try:
-            if kill:
-                die_after_a_checkpoint()
-            mb.pretrain(settings(folder, name, processes, shared, resume))
+            work()
         except BaseException:  # noqa: BLE001 (told by the status)
             traceback.print_exc()
             os._exit(1)
@@ -96,7 +106,7 @@ def run(
         for child in children:
             os.kill(child, signal.SIGKILL)
     failed = [child for child in children if os.waitpid(child, 0)[1]]
-    assert kill or not failed, f"{name}: {len(failed)} of {processes} processes failed"
+    assert kill or not failed, f"{len(failed)} of {processes} processes failed"
 
 
 def main() -> None:

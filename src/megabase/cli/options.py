@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import tempfile
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from megabase.cli.streams import show_progress
 from megabase.errors import InputError
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.data.sources import SequenceInput
+    from megabase.models.loading import Loaded
 
 MODEL = "model folder, run folder, preset or Hub name; default: the model in the package"
 """Help of the argument MODEL."""
@@ -116,15 +120,52 @@ def source_of(args: Namespace, *, variants: bool = True) -> SequenceInput:
     return source
 
 
+def add_context_parallel(parser: Any, shared: str) -> None:
+    """Add ``--context-parallel``; `shared` is what its processes share."""
+    text = f"under torchrun: all its processes share every {shared}, for those too long for one"
+    parser.add_argument("--context-parallel", action="store_true", help=text)
+
+
+def load_shared(args: Namespace, head: Literal["own", "language"]) -> tuple[Loaded, bool]:
+    """Load the model, shared under ``--context-parallel``; say if this is the first process."""
+    from megabase.models.loading import choose_device, load
+
+    device = choose_device(args.device)
+    if not args.context_parallel:
+        return load(args.model, head=head, device=device), True
+    from megabase.parallel import context_parallel, join_processes
+
+    group = join_processes(device)
+    loaded = load(args.model, head=head, device=device)
+    return loaded, context_parallel(loaded.model, group, whole=True).rank == 0
+
+
 @contextlib.contextmanager
-def running(args: Namespace, unit: str) -> Iterator[dict[str, Any]]:
-    """Give the options of :func:`add_run_options`, with a progress bar that counts in `unit`."""
-    with show_progress(unit) as progress:
-        yield {**given(args, RunOptions), "progress": progress}
+def running(
+    args: Namespace, unit: str, head: Literal["own", "language"] = "own"
+) -> Iterator[dict[str, Any]]:
+    """Give the options of :func:`add_run_options`, with a progress bar that counts in `unit`.
+
+    Under ``--context-parallel`` the model of `args`, with `head`, is replaced by one that all
+    processes share; those beside the first are silent and write to a folder that is then removed.
+    """
+    with contextlib.ExitStack() as stack:
+        how = given(args, RunOptions)
+        if args.get("context_parallel"):
+            refuse_unused(args, "workers shard resume prompt", "not for --context-parallel")
+            args.model, first = load_shared(args, head)
+            how["workers"] = 1
+            if not first:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                for name in ("output", "calls"):
+                    if args.get(name) is not None:
+                        args[name] = str(Path(folder, Path(args[name]).name))
+                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield {**how, "progress": stack.enter_context(show_progress(unit))}
 
 
 def refuse_unused(args: Namespace, names: str, why: str) -> None:
     """Refuse those of the options that were given; `why` says what they are for."""
-    flags = [f"--{name.replace('_', '-')}" for name in names.split() if _is_given(args[name])]
+    flags = [f"--{name.replace('_', '-')}" for name in names.split() if _is_given(args.get(name))]
     if flags:
         raise InputError(f"{', '.join(flags)} {'is' if len(flags) == 1 else 'are'} {why}")

@@ -208,13 +208,14 @@ def context_parallel(model: nn.Module, mesh: Any, *, whole: bool = False) -> Sha
     Parameters
     ----------
     model
-        HyenaDNA, GPT, Mamba or Caduceus, with a language-model head or none.
+        HyenaDNA, GPT, Mamba or Caduceus, with a language-model head or none; any head if `whole`.
     mesh
         One dimension of a ``torch.distributed`` device mesh, ``mesh["cp"]``, or a process group.
     whole
         The model takes whole sequences, the same in every process, and gives the logits of all
-        their positions, without gradient: for scores and evaluations, which need not be written
-        for parts.
+        their positions, or of whole sequences, without gradient: for scores, evaluations and
+        predictions, which need not be written for parts. Heads for labels get the hidden vectors
+        of all positions, in every process.
 
     Returns
     -------
@@ -238,10 +239,12 @@ def context_parallel(model: nn.Module, mesh: Any, *, whole: bool = False) -> Sha
     mixers = [m.mixer for m in model.modules() if isinstance(m, Block)]
     mixers += [m for m in model.modules() if isinstance(m, MambaMixer)]
     name = type(model).__name__
-    if not mixers or (base is not model and not hasattr(model, "lm_head")):
+    labels = base is not model and not hasattr(model, "lm_head")
+    if not mixers or (labels and not whole):
+        heads = "" if whole else " with a language-model head, or without a head"
         raise ConfigError(
-            f"{name} cannot read a sequence in parts: expected HyenaDNA, GPT, Mamba or Caduceus "
-            "with a language-model head, or without a head"
+            f"{name} cannot read a sequence in parts: expected HyenaDNA, GPT, Mamba or Caduceus"
+            f"{heads}"
         )
     for mixer in mixers:
         shards._least = max(shards._least, _check(mixer, shards.size, name))
@@ -254,13 +257,14 @@ def context_parallel(model: nn.Module, mesh: Any, *, whole: bool = False) -> Sha
     for module in model.modules():
         if hasattr(module, "sharded"):
             cast("Any", module).sharded = shards
-    base.register_forward_pre_hook(partial(_begin, shards), with_kwargs=True)
     if base is not model:
         model.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
     if whole:
         cast("Any", model).takes_whole_sequences = True
-        model.register_forward_pre_hook(partial(_take_part, shards), with_kwargs=True)
-        model.register_forward_hook(partial(_give_all, shards))
+        outer = base if labels else model
+        outer.register_forward_pre_hook(partial(_take_part, shards), with_kwargs=True)
+        outer.register_forward_hook(partial(_give_all, shards))
+    base.register_forward_pre_hook(partial(_begin, shards), with_kwargs=True)
     return shards
 
 
@@ -331,7 +335,8 @@ def _take_part(
 
 
 def _give_all(shards: Shards, module: nn.Module, args: Any, output: Any) -> Any:
-    output.logits = shards.gather(output.logits.detach())
+    name = "logits" if hasattr(output, "logits") else "last_hidden_state"
+    output[name] = shards.gather(output[name].detach())
     return output
 
 

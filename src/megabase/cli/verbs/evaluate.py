@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.options import add_keywords, add_regions_option, given
+from megabase.cli.options import (
+    add_context_parallel,
+    add_keywords,
+    add_regions_option,
+    given,
+    load_shared,
+)
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note, show_progress
 from megabase.cli.tables import output, print_table
@@ -40,8 +46,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     add("--no-context", action="store_true", help="leave the context curve out")
     add_keywords(parser, EvaluateOptions, skip="baselines")
     add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
-    add("--context-parallel", action="store_true", help="under torchrun: all its processes share "
-        "every window, each a part of it, for windows too long for one")  # fmt: skip
+    add_context_parallel(parser, "window")
     add("--json", action="store_true", help="print everything as JSON")
     add("-o", "--output", type=str, help="folder to write evaluation.json and the plots to "
         "(default for a run: its folder), or a .json file for the result alone")  # fmt: skip
@@ -64,17 +69,8 @@ def _evaluate(args: Namespace) -> int:
     store, regions, train = evaluated_regions(model_run, genome, args.regions, args.train_regions)
 
     from megabase.evaluate.perplexity import evaluate
-    from megabase.models.loading import choose_device, load
 
-    device, first = choose_device(args.device), True
-    if args.context_parallel:
-        from megabase.parallel import context_parallel, join_processes
-
-        group = join_processes(device)
-        loaded = load(args.model, head="language", device=device)
-        first = context_parallel(loaded.model, group, whole=True).rank == 0
-    else:
-        loaded = load(args.model, head="language", device=device)
+    loaded, first = load_shared(args, "language")
     asked = given(args, EvaluateOptions)
     if args.no_context:
         asked["context_lengths"] = []

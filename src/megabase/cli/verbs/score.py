@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from megabase.cli.options import (
     MODEL,
+    add_context_parallel,
     add_keywords,
     add_regions_option,
     add_run_options,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 def _add_score(parser: ArgumentParser) -> None:
     add_source_options(parser, ".parquet or .tsv", variants=False)
     add_keywords(parser, ScoreOptions)
+    add_context_parallel(parser, "sequence")
     add_run_options(parser)
 
 
@@ -47,9 +49,9 @@ def _score(args: Namespace) -> int:
     from megabase.inference.scoring import score_file
 
     source = source_of(args, variants=False)
-    with running(args, "sequences") as how:
+    with running(args, "sequences", "language") as how:
         target = score_file(args.model, source, args.output, **given(args, ScoreOptions), **how)
-    note(f"wrote {target}")
+        note(f"wrote {target}")
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.options import (
+    add_context_parallel,
     add_keywords,
     add_kind_options,
     add_regions_option,
@@ -142,6 +143,7 @@ def _add_predict(parser: ArgumentParser) -> None:
     add("--threshold", type=float, help="smallest probability called (default: 0.5)")
     add("--min-length", type=int, help="shortest region called (default: 1)")
     add("--join", type=int, help="join regions with at most this many bases between (default: 0)")
+    add_context_parallel(parser, "sequence")
     add_run_options(parser)
 
 
@@ -176,7 +178,7 @@ def _predict(args: Namespace) -> int:
                 args.model, args.genome, args.output, regions=args.regions, options=options,
                 calls=args.calls, strict=args.strict, prompt=args.prompt, **how,
             )  # fmt: skip
-        note(f"wrote {' and '.join(map(str, [*targets, *filter(None, [args.calls])]))}")
+            note(f"wrote {' and '.join(map(str, [*targets, *filter(None, [args.calls])]))}")
         return 0
     if args.input is None:
         if Path(args.model).is_file():
@@ -193,7 +195,7 @@ def _predict(args: Namespace) -> int:
     source = source_of(args)
     with running(args, "sequences") as how:
         target = predict_file(args.model, source, args.output, **given(args, PredictOptions), **how)
-    note(f"wrote {target}")
+        note(f"wrote {target}")
     return 0
 
 
