@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -169,6 +169,8 @@ class DNAModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     base_class: ClassVar[type[PreTrainedModel]]
     token_table: ClassVar[str]
+    padded_side: Literal["left", "right"] | None = None
+    """Side on which every mask has its padding, where that is known: no mask is looked at then."""
 
     def tied_names(self, names: Iterable[str]) -> dict[str, str]:
         """Map copies of shared tensors, if among the parameters `names`, to what each copies."""

@@ -281,9 +281,11 @@ class DecoderModel(DecoderPreTrainedModel):
         """Give the mask the mixers need, or None when padding cannot reach a real position."""
         if attention_mask is None or not self.config.mask_padding:
             return None
-        mask = attention_mask.bool()
-        if self.backbone.sharded is not None:
-            return mask  # what other processes hold is not known here
+        mask, right = attention_mask.bool(), self.padded_side == "right"
+        # What other processes hold is not known here.
+        if self.backbone.sharded is not None or not self.config.is_causal_model:
+            return mask
+        if self.padded_side is None and can_read(mask):
+            right = bool((mask[:, :-1] | ~mask[:, 1:]).all())
         # Right padding lies after every real token: a causal model never sees it.
-        readable = self.config.is_causal_model and can_read(mask)
-        return None if readable and bool((mask[:, :-1] | ~mask[:, 1:]).all()) else mask
+        return None if right else mask

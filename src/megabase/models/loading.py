@@ -300,14 +300,18 @@ def find_class(names: Sequence[str], wanted: str | int | None, model: str) -> in
 def inference_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]:
     """Switch dropout, and gradients unless they are wanted, off inside a ``with`` block.
 
-    The mode of every module is restored.
+    Masks inside are those of :class:`TokenEncoder`, padded on the right. The mode of every module
+    is restored.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
+    base: Any = getattr(model, "base_model", model)
+    before, base.padded_side = getattr(base, "padded_side", None), "right"
     try:
         with torch.enable_grad() if gradients else torch.inference_mode():
             yield
     finally:
+        base.padded_side = before
         for module, flag in training.items():
             module.training = flag
 

@@ -187,7 +187,8 @@ class StateSpacePreTrainedModel(DNAModel):
         if attention_mask is None or not self.config.mask_padding:
             return None
         mask = attention_mask.bool()
-        return None if can_read(mask) and bool(mask.all()) else mask
+        looks = self.padded_side is None and can_read(mask)
+        return None if looks and bool(mask.all()) else mask
 
 
 def _init_mixer(mixer: MambaMixer, settings: _MixerSettings, residual_scale: float) -> None:

@@ -198,18 +198,19 @@ class NucleotideLabels:
                 f"{tuple(labels.shape)}; every base needs one answer"
             )
         weights = self.class_weights = _fitting_weights(self.class_weights, logits, "classes")
+        # To pick the known ones out would wait for the device.
         known = labels != IGNORED
-        scores, targets = logits[known], labels[known]
         loss = F.cross_entropy(
-            scores, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        count = known.sum().to(logits) if weights is None else weights[targets].sum()
-        plain = scores.detach()
+            logits.flatten(0, 1), labels.flatten(), weight=weights, ignore_index=IGNORED,
+            label_smoothing=self.label_smoothing, reduction="sum",
+        )  # fmt: skip
+        each = known.to(logits) if weights is None else weights[labels.clamp(min=0)] * known
+        count, plain = each.sum(), logits.detach()
         metrics = {
             "targets": known.float().sum(),
-            "correct": (plain.argmax(dim=1) == targets).float().sum(),
+            "correct": (plain.argmax(dim=-1) == labels).float().sum(),
         }
-        table = _count_table(plain, targets) if self.tabulate else None
+        table = _count_table(plain[known], labels[known]) if self.tabulate else None
         return Output(loss, count, metrics, logits.detach(), table)
 
 

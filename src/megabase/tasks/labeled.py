@@ -117,6 +117,8 @@ class LabeledRun:
         `label_tokens` is the loss of an answer by label tokens; None for a head.
         """
         config, splits, head = self._config, self.splits, self._config.head
+        base: Any = getattr(model, "model", model).base_model  # of a soft prompt: the frozen one
+        base.padded_side = head.padding
         double = bool(getattr(model.config, "double_sigmoid", False))
         sets = self._batches()
         settings = self._resolved()

@@ -96,6 +96,15 @@ class _DNABERT(BertLike):
             "classify with long_inputs='pieces' in configuration and tokenizer",
         )
 
+    def _run(
+        self, ids: Tensor | None, mask: Tensor | None, types: Tensor | None, **kwargs: Any
+    ) -> Any:
+        known = getattr(self.base_model, "padded_side", None) is not None
+        if mask is not None and known and self.config._attn_implementation == "sdpa":
+            # transformers looks at a mask of tokens, but takes one of pairs of them as it is.
+            mask = mask.bool()[:, None, None].expand(-1, -1, mask.shape[1], -1)
+        return super()._run(ids, mask, types, **kwargs)
+
 
 class DNABERTModel(_DNABERT, BertModel):  # pyright: ignore
     """Encoder and pooler."""

@@ -28,11 +28,11 @@ class TokenBatch:
     ids: Tensor  # int64 (rows, tokens)
     real: Tensor  # bool (rows, tokens): not padding
     bases: Tensor  # bool (rows, tokens): neither padding nor special tokens
+    padded: bool  # whether there is padding: looking at `real` might wait for a GPU
 
     def inputs(self) -> dict[str, Tensor]:
         """Give the arguments of a forward pass; a mask only when something is padded."""
-        padded = not bool(self.real.all())
-        mask = {"attention_mask": self.real.long()} if padded else {}
+        mask = {"attention_mask": self.real.long()} if self.padded else {}
         return {"input_ids": self.ids, **mask}
 
 
@@ -92,8 +92,9 @@ class TokenEncoder:
         """Encode rows of codes, uint8 (rows, length), padded on the right with padding codes."""
         if self._table is not None and not self.extra:
             ids = torch.from_numpy(self._table[codes].astype(np.int64)).to(device)
-            real = torch.from_numpy((codes & alphabet.BASE_BITS) != alphabet.PAD).to(device)
-            return TokenBatch(ids, real, real)
+            known = (codes & alphabet.BASE_BITS) != alphabet.PAD
+            real = torch.from_numpy(known).to(device)
+            return TokenBatch(ids, real, real, not known.all())
         lengths = ((codes & alphabet.BASE_BITS) != alphabet.PAD).sum(axis=1)
         rows = [self.row(row[:length]) for row, length in zip(codes, lengths, strict=True)]
         width = max(map(len, rows))
@@ -103,7 +104,8 @@ class TokenEncoder:
             ids[number, : len(row)] = row
             real[number, : len(row)] = True
             bases[number, self.before : len(row) - len(self._after)] = True
-        return TokenBatch(*(torch.from_numpy(array).to(device) for array in (ids, real, bases)))
+        arrays = (torch.from_numpy(array).to(device) for array in (ids, real, bases))
+        return TokenBatch(*arrays, padded=not real.all())
 
     def fits(self, codes: NDArray[np.uint8], longest: int | None) -> bool:
         """Tell whether a sequence fits a model of this many positions; None means no limit."""
