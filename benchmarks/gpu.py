@@ -414,22 +414,23 @@ def _variants(rows: _Rows) -> None:
 
 
 def _generate(rows: _Rows) -> None:
-    """Write one token after another."""
+    """Write one token after another, by captured steps, and by single operations ("fast")."""
 
-    def run(batch: int) -> dict[str, Any]:
-        found = run_generation(
-            GenerateConfig(
-                device=str(rows.device), batch=batch, tokens=64 if rows.small else 2048,
-                compare_at=32 if rows.small else 1024, positions=8, repeats=1,
-                width=16 if rows.small else _WIDTH,
-            ),
-            lambda _: None,
-        )  # fmt: skip
+    def run(batch: int, steps: str) -> dict[str, Any]:
+        with backend.override(backend.active() if steps == "captured" else "fast"):
+            found = run_generation(
+                GenerateConfig(
+                    device=str(rows.device), batch=batch, tokens=64 if rows.small else 2048,
+                    compare_at=32 if rows.small else 1024, positions=8, repeats=1,
+                    width=16 if rows.small else _WIDTH,
+                ),
+                lambda _: None,
+            )  # fmt: skip
         return {"tokens_per_second": found["tokens_per_second"],
                 "largest_difference": found["equality"]["largest_difference"]}  # fmt: skip
 
-    for batch in (1,) if rows.small else (1, 64):
-        rows.run({"batch": batch}, partial(run, batch))
+    for batch, steps in ((1, "captured"), (1, "fast"), (64, "captured"))[: 2 if rows.small else 3]:
+        rows.run({"batch": batch, "steps": steps}, partial(run, batch, steps))
 
 
 _PARTS: dict[str, Callable[[_Rows], None]] = {

@@ -10,6 +10,7 @@ from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
+from megabase.ops import backend
 
 LENGTH = 150
 HYENAS = {
@@ -49,12 +50,18 @@ def full(model: torch.nn.Module, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*HYENAS, "gpt", "mamba"])
+@pytest.mark.parametrize("how", ["fast", "plain"])  # plain: fixed steps
 @pytest.mark.parametrize("prompt", [0, 1, 2, 77])
-def test_steps_after_a_prompt_equal_the_full_pass(name: str, prompt: int) -> None:
+def test_steps_after_a_prompt_equal_the_full_pass(name: str, prompt: int, how: str) -> None:
     model = build(name)
     ids = torch.randint(7, 11, (2, LENGTH), generator=torch.Generator().manual_seed(3))
     wanted = full(model, ids)
-    reader = Decoder(model, batch=2, length=LENGTH)
+    with backend.override(how):
+        reader = Decoder(model, batch=2, length=LENGTH)
+        check(reader, ids, wanted, prompt)
+
+
+def check(reader: Decoder, ids: Tensor, wanted: Tensor, prompt: int) -> None:
     scores = reader.prefill(ids[:, :prompt])
     if prompt:
         assert torch.allclose(scores, wanted[:, prompt - 1], atol=1e-9)
@@ -64,6 +71,30 @@ def test_steps_after_a_prompt_equal_the_full_pass(name: str, prompt: int) -> Non
         scores = reader.step(ids[:, t])
         assert torch.allclose(scores, wanted[:, t], atol=1e-9), t
     assert reader.position == LENGTH
+
+
+@pytest.mark.parametrize("name", ["with attention", "mamba"])
+def test_a_fixed_step_is_one_graph_that_is_compiled_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(name)
+    ids = torch.randint(7, 11, (2, LENGTH), generator=torch.Generator().manual_seed(3))
+    wanted, graphs = full(model, ids), []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    with backend.override("plain"):
+        reader = Decoder(model, batch=2, length=LENGTH)
+        for t in range(80):
+            scores = reader.step(ids[:, t])
+            assert torch.allclose(scores, wanted[:, t], atol=1e-9), t
+            if t == 0:  # the first step has made what is made once
+                torch._dynamo.reset()
+                run = torch.compile(reader._run, fullgraph=True, backend=count)
+                monkeypatch.setattr(reader, "_run", run)
+    assert len(graphs) == 1
 
 
 def test_a_reset_forgets_and_may_change_the_batch() -> None:

@@ -46,6 +46,7 @@ def test_the_steps_of_a_gate_in_two_parts() -> None:
     for x in u.unbind(-1):
         two.slot.copy_(x)
         assert torch.equal(one.step(x), two.advance())
+        two.go_on()
 
 
 def test_float32_over_many_tiles() -> None:

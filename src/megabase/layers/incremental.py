@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from megabase.layers.linear import (
     to_channel_major,
     untouched,
 )
+from megabase.ops import backend
 from megabase.ops.long_conv import long_conv
 from megabase.ops.online_conv import online_conv
 from megabase.ops.short_conv import short_conv
@@ -44,6 +45,13 @@ _CHANNELS = 16
 """Channels projected at a time: the normalized input is computed once for each such block."""
 _CONVOLVED = 4
 """Channels convolved at a time: their spectra are alive together."""
+
+
+class _At(NamedTuple):
+    """Position of a step, and its place in a block of :data:`_BLOCK`: (1,), on the device."""
+
+    position: Tensor
+    place: Tensor
 
 
 class _HyenaSteps:
@@ -63,12 +71,13 @@ class _HyenaSteps:
     def reset(self, batch: int) -> None:
         """Forget everything read; expect `batch` sequences."""
         pairs = zip(self.k_ODM, self.skips, strict=True)
-        self.convolutions = [online_conv(k_DM, skip_D, batch) for k_DM, skip_D in pairs]
+        self.convolutions: Any = [online_conv(k_DM, skip_D, batch) for k_DM, skip_D in pairs]
         taps, _, channels = self._short_K1P.shape
         self._sums = self._bias_P.expand(_BLOCK + taps - 1, batch, channels).clone()
         # Each input is added to the positions its short taps reach; views are made once.
         self._reached = [self._sums[j : j + taps] for j in range(_BLOCK)]
         self._parts = [self._split(self._sums[j]) for j in range(_BLOCK)]
+        self._lags = torch.arange(taps, device=self._sums.device)
         self._place = 0
 
     def _split(self, sums_BP: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -90,22 +99,33 @@ class _HyenaSteps:
         y_BDL = ACTIVATIONS[operator.output_activation](v_BDL * first)
         return from_channel_major(operator.out_proj, y_BDL)
 
-    def step(self, x_BD: Tensor) -> Tensor:
+    def step(self, x_BD: Tensor, at: _At | None) -> Tensor:
         """Read one position of every sequence, shape (batch, width)."""
-        place = self._place
-        self._reached[place].addcmul_(self._short_K1P, self._in(x_BD))
-        first, v_BD, gates = self._parts[place]
+        if at is None:
+            self._reached[self._place].addcmul_(self._short_K1P, self._in(x_BD))
+            first, v_BD, gates = self._parts[self._place]
+        else:
+            self._sums.index_add_(0, at.place + self._lags, self._short_K1P * self._in(x_BD))
+            first, v_BD, gates = self._split(self._sums.index_select(0, at.place)[0])
         for gate, conv in zip(gates, self.convolutions, strict=True):
-            torch.mul(v_BD, gate, out=conv.slot)
-            v_BD = conv.advance()
+            if at is None:
+                torch.mul(v_BD, gate, out=conv.slot)
+                v_BD = conv.advance()
+            else:
+                v_BD = conv.advance_at(v_BD * gate, at.place)
         y_BD = ACTIVATIONS[self.operator.output_activation](v_BD * first)
-        self._place = place + 1
+        return self._out(y_BD.to(x_BD.dtype))
+
+    def go_on(self) -> None:
+        """Go on to the next position."""
+        for conv in self.convolutions:
+            conv.go_on()
+        self._place += 1
         if self._place == _BLOCK:
             rest = len(self._sums) - _BLOCK
             self._sums[:rest] = self._sums[_BLOCK:].clone()
             self._sums[rest:] = self._bias_P
             self._place = 0
-        return self._out(y_BD.to(x_BD.dtype))
 
 
 def _short_taps(short: nn.Conv1d, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -126,6 +146,7 @@ class _AttentionSteps:
         if not attention.causal:
             raise MegabaseError("bidirectional attention has no steps: it reads ahead")
         self.attention, self.length = attention, length
+        self._places_L = torch.arange(length, device=attention.Wqkv.weight.device)
         self.reset(1)
 
     def reset(self, batch: int) -> None:
@@ -137,9 +158,18 @@ class _AttentionSteps:
         """Read a prompt of 1 position or more, at the beginning only."""
         return self._read(x_BLD, causal=True)
 
-    def step(self, x_BD: Tensor) -> Tensor:
+    def step(self, x_BD: Tensor, at: _At | None) -> Tensor:
         """Read one position of every sequence, shape (batch, width)."""
-        return self._read(x_BD[:, None], causal=False)[:, 0]
+        kept_2BNLH = self._kept_2BNLH
+        if at is None or kept_2BNLH is None:
+            return self._read(x_BD[:, None], causal=False)[:, 0]
+        # All places are attended to, and those that are still empty hidden.
+        qkv = self.attention.Wqkv(x_BD).unflatten(-1, (3, self.attention.num_heads, 1, -1))
+        q_BN1H, *new_2BN1H = qkv.unbind(1)
+        kept_2BNLH.index_copy_(3, at.position, torch.stack(new_2BN1H))
+        seen_11L = (self._places_L <= at.position)[None, None]
+        y = F.scaled_dot_product_attention(q_BN1H, *kept_2BNLH.unbind(0), attn_mask=seen_11L)
+        return self.attention.out_proj(y.flatten(1))
 
     def _read(self, x_BLD: Tensor, causal: bool) -> Tensor:
         qkv = self.attention.Wqkv(x_BLD).unflatten(-1, (3, self.attention.num_heads, -1))
@@ -148,7 +178,8 @@ class _AttentionSteps:
         kept = self._kept_2BNLH
         if kept is None:
             _, batch, heads, _, width = qkv_3BNLH.shape
-            kept = qkv_3BNLH.new_empty(2, batch, heads, self.length, width)
+            make = qkv_3BNLH.new_zeros if backend.fixed_steps() else qkv_3BNLH.new_empty
+            kept = make(2, batch, heads, self.length, width)
             self._kept_2BNLH = kept
         kept[:, :, :, begin : self._position] = qkv_3BNLH[1:]
         k_BNLH, v_BNLH = kept[:, :, :, : self._position].unbind(0)
@@ -183,8 +214,8 @@ class _BlockSteps:
         residual_BLD = residual_BLD + self.mixer.prefill(block.norm1(residual_BLD.to(self._dtype)))
         return residual_BLD + block.mlp(block.norm2(residual_BLD.to(self._dtype)))
 
-    def step(self, residual_BD: Tensor) -> Tensor:
-        residual_BD = residual_BD + self.mixer.step(self._norm1(residual_BD.to(self._dtype)))
+    def step(self, residual_BD: Tensor, at: _At | None) -> Tensor:
+        residual_BD = residual_BD + self.mixer.step(self._norm1(residual_BD.to(self._dtype)), at)
         return residual_BD + self._mlp(self._norm2(residual_BD.to(self._dtype)))
 
 
@@ -202,32 +233,45 @@ class BackboneSteps:
         wide = torch.promote_types(self._dtype, torch.float32)
         self._wide = wide if residual_in_fp32 else self._dtype
         self._norm = function_of(backbone.ln_f, table.device)
-        self._position = 0
+        self._fixed, self._start = backend.fixed_steps(), 0
+        self._told = self._fixed or backbone.embeddings.position_embeddings is not None
+        self._position_1 = torch.zeros(1, dtype=torch.long, device=table.device)
 
     def reset(self, batch: int) -> None:
         """Forget everything read; expect `batch` sequences."""
         for block in self.blocks:
             block.mixer.reset(batch)
-        self._position = 0
+        self._start = 0
+        self._position_1.zero_()
 
     def prefill(self, ids_BL: Tensor) -> Tensor:
         """Read a prompt, at the beginning only; give its last final vector, (batch, width)."""
         residual = self.backbone.embeddings(ids_BL).to(self._wide)
         for block in self.blocks:
             residual = block.prefill(residual)
-        self._position = ids_BL.shape[1]
+        self._start = ids_BL.shape[1]
+        self._position_1.fill_(self._start)
         return self._norm(residual[:, -1].to(self._dtype))
 
     def step(self, ids_B: Tensor) -> Tensor:
-        """Read one token of every sequence; give its final vector, shape (batch, width)."""
-        residual = self._tokens(ids_B)
+        """Read one token of every sequence, before :meth:`go_on`; give its final vector."""
+        at, residual = None, self._tokens(ids_B)
+        if self._fixed:
+            at = _At(self._position_1, (self._position_1 - self._start) % _BLOCK)
         if (positions := self.backbone.embeddings.position_embeddings) is not None:
-            residual = residual + positions(torch.full_like(ids_B[:1], self._position))
+            residual = residual + positions(self._position_1)
         residual = residual.to(self._wide)
         for block in self.blocks:
-            residual = block.step(residual)
-        self._position += 1
+            residual = block.step(residual, at)
         return self._norm(residual.to(self._dtype))
+
+    def go_on(self) -> None:
+        """Go on to the next position."""
+        for block in self.blocks:
+            if isinstance(block.mixer, _HyenaSteps):
+                block.mixer.go_on()
+        if self._told:
+            self._position_1 += 1
 
 
 def can_stream(backbone: Backbone) -> bool:

@@ -73,6 +73,14 @@ def use_triton(*tensors: torch.Tensor | None) -> bool:
     return active() == "triton" and all(t is None or t.dtype in triton.DTYPES for t in tensors)
 
 
+def fixed_steps() -> bool:
+    """Whether steps of generation are the same operations everywhere, as a CUDA graph needs them.
+
+    They are where an implementation for accelerators is asked for by name.
+    """
+    return active() in ("plain", "triton")
+
+
 @contextmanager
 def override(name: str) -> Iterator[None]:
     """Use the implementation `name`, one of :data:`BACKENDS`, inside a ``with`` block."""

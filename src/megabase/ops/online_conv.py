@@ -43,7 +43,7 @@ class _OnlineConv(ABC):
     """A causal long convolution whose inputs come one by one; made by :func:`online_conv`."""
 
     slot: Tensor
-    """Where the next input, (batch, channels), may be written before :meth:`advance`."""
+    """Where the next input, (batch, channels), is written before :meth:`advance`."""
 
     @abstractmethod
     def prefill(self, u_BDL: Tensor) -> Tensor:
@@ -51,7 +51,11 @@ class _OnlineConv(ABC):
 
     @abstractmethod
     def advance(self) -> Tensor:
-        """Take the input from :attr:`slot`; give its output, a view until the next call."""
+        """Take the input from :attr:`slot`; give its output, a view until :meth:`go_on`."""
+
+    def go_on(self) -> None:
+        """Go on to the next position."""
+        return
 
     def step(self, u_BD: Tensor) -> Tensor:
         """Read one input, shape (batch, channels), and give the output at its position."""
@@ -61,7 +65,9 @@ class _OnlineConv(ABC):
                 f"{tuple(u_BD.shape)} of {u_BD.dtype}"
             )
         self.slot.copy_(u_BD)
-        return self.advance().to(u_BD.dtype, copy=True)
+        output_BD = self.advance().to(u_BD.dtype, copy=True)
+        self.go_on()
+        return output_BD
 
 
 class _OnlineConvReference(_OnlineConv):
@@ -103,8 +109,11 @@ class _Tiled(_OnlineConv):
         self._outputs = list(self._pending_TBD.unbind(0))
         self._reached = [self._pending_TBD[j:] for j in range(self.block)]
         self._taps = [near_T1D[: self.block - j] for j in range(self.block)]
+        self._taps_U1D = torch.cat([torch.zeros_like(near_T1D), near_T1D])
+        self._order_T = torch.arange(self.block, 2 * self.block, device=k_DM.device)
         self._buffer_LBD = k_DM.new_empty(0, batch, channels)
         self._spectra: dict[int, Tensor] = {}
+        self._begun = False
         self._start = 0  # position at which the tiles begin: the length of the prompt
         self._place = 0  # within the block
         self._done = 0  # inputs since the start in whole blocks
@@ -115,18 +124,29 @@ class _Tiled(_OnlineConv):
 
     def advance(self) -> Tensor:
         place = self._place
-        if place == 0 and self._done == 0 and len(self._buffer_LBD) == 0:
+        if not self._begun:
             self._begin(None)
         self._reached[place].addcmul_(self._taps[place], self._slots[place])
-        output_BD = self._outputs[place]
-        place += 1
-        if place == self.block:
-            # What the view shows is about to be written over.
-            output_BD = output_BD.clone()
+        return self._outputs[place]
+
+    def advance_at(self, u_BD: Tensor, place_1: Tensor) -> Tensor:
+        """Advance by operations that are the same at every place, of which they read where it is.
+
+        A block's end, where tiles of many sizes are added, is for :meth:`go_on`.
+        """
+        if not self._begun:
+            self._begin(None)
+        self._inputs_TBD.index_copy_(0, place_1, u_BD[None].to(self._inputs_TBD.dtype))
+        # Places before this one get taps that are zero.
+        taps_T1D = self._taps_U1D.index_select(0, self._order_T - place_1)
+        self._pending_TBD.addcmul_(taps_T1D, u_BD)
+        return self._pending_TBD.index_select(0, place_1)[0]
+
+    def go_on(self) -> None:
+        self._place += 1
+        if self._place == self.block:
             self._finish_block()
-            place = 0
-        self._place = place
-        return output_BD
+            self._place = 0
 
     def prefill(self, u_BDL: Tensor) -> Tensor:
         length = u_BDL.shape[-1]
@@ -137,6 +157,7 @@ class _Tiled(_OnlineConv):
 
     def _begin(self, prompt_BDL: Tensor | None) -> None:
         """Make room for all later positions, holding what the prompt adds to them."""
+        self._begun = True
         self._start = 0 if prompt_BDL is None else prompt_BDL.shape[-1]
         _, batch, channels = self._buffer_LBD.shape
         later = max(1, self.length - self._start)

@@ -6,6 +6,7 @@ Scores are those of the full forward pass. HyenaDNA's long convolutions run onli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from megabase.layers.incremental import BackboneSteps
 from megabase.layers.linear import function_of
 from megabase.models.loading import language_model_kind
 from megabase.models.mamba import MambaForCausalLM
+from megabase.ops import backend
 
 _SMALL_STEP = 1 << 23
 """Products of a step below which one thread is used: they take less time than waking a second."""
@@ -62,6 +64,7 @@ class Decoder:
                 self._steps = BackboneSteps(backbone, self.length, wide)
             head = self.model.lm_head
             self._head = function_of(head, head.weight.device)
+        self._fixed = backend.fixed_steps()
         self.reset()
 
     @staticmethod
@@ -109,13 +112,20 @@ class Decoder:
         """Read one more token of every sequence, (batch,); give scores as :meth:`prefill`."""
         self._advance(1)
         with torch.inference_mode():
-            return self._head(self._steps.step(input_ids))
+            scores = self._run(input_ids)
+            self._steps.go_on()
+        return scores
+
+    def _read(self, ids_B: Tensor) -> Tensor:
+        return self._head(self._steps.step(ids_B))
 
     def reset(self, batch: int | None = None) -> None:
         """Forget everything read; expect `batch` sequences, or as many as before."""
         self.batch, self.position = self.batch if batch is None else batch, 0
         with torch.inference_mode():
             self._steps.reset(self.batch)
+        captured = self._fixed and self.model.lm_head.weight.device.type == "cuda"
+        self._run: Callable[[Tensor], Tensor] = _Captured(self._read) if captured else self._read
 
     @property
     def threads(self) -> int | None:
@@ -139,12 +149,36 @@ class Decoder:
             raise sequence_too_long(length, self.length, setting)
 
 
+class _Captured:
+    """A step whose kernels are one CUDA graph: they are launched together, at fixed addresses.
+
+    The first call runs as it is, and makes what is made once; the second one is captured.
+    """
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        self._step, self._called = step, False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, ids_B: Tensor) -> Tensor:
+        if not self._called:
+            self._called = True
+            return self._step(ids_B)
+        if self._graph is None:
+            self._ids, self._graph = ids_B.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._scores = self._step(self._ids)
+        self._ids.copy_(ids_B)
+        self._graph.replay()
+        return self._scores.clone()
+
+
 class _MambaSteps:
     """Steps of Mamba, whose states do not grow; they give scores."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._cache: Any = None
+        self._fixed = backend.fixed_steps()
 
     def reset(self, batch: int) -> None:
         """Forget the states, whose size follows the next input."""
@@ -158,5 +192,14 @@ class _MambaSteps:
 
     def step(self, ids_B: Tensor) -> Tensor:
         """Read a token."""
-        logits, self._cache = self.model.step(ids_B, self._cache)
+        logits, cache = self.model.step(ids_B, self._cache)
+        if self._fixed and self._cache is not None:
+            for kept, new in zip(self._cache, cache, strict=True):
+                kept.conv.copy_(new.conv)
+                kept.ssm.copy_(new.ssm)
+        else:
+            self._cache = cache
         return logits
+
+    def go_on(self) -> None:
+        """Go on to the next position, for which nothing is to be done."""
