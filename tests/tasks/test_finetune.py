@@ -233,6 +233,7 @@ def test_long_sequences_warm_up_stage_by_stage(tmp_path: Path) -> None:
     assert rows == 22
     assert points == [(256, 23, 1), (1024, 5, 5), (3000, 2, 2)]
     assert plan.model.config.max_length >= 3000
+    assert plan.model.base_model.padded_side == "right"  # no mask has to be looked at
     assert plan.notes == []
     forward = {tuple(plan.splits["train"].sequence(i)[:256]) for i in range(rows)}
     seen = set()

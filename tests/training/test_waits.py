@@ -38,6 +38,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
 )
+from megabase.models.loading import inference_mode
 from megabase.models.mamba import (
     MambaConfig,
     MambaForCausalLM,
@@ -244,3 +245,10 @@ def test_but_not_on_an_accelerator(
         monkeypatch.setattr(module, "can_read", lambda mask: False)
     make, objective = LABELS[name]
     assert waits(make(), objective, Windows(False, "right")) == ["tolist"]
+
+
+def test_inference_pads_on_the_right() -> None:
+    model: Any = LABELS["mamba"][0]()
+    with inference_mode(model):
+        assert model.base_model.padded_side == "right"
+    assert model.base_model.padded_side is None
