@@ -82,7 +82,9 @@ def add_keywords(parser: Any, kind: Any, skip: str = "") -> None:
         if how and keyword.arg_name != skip:  # the callback of the progress has no flag
             flag = f"--{keyword.arg_name.replace('_', '-')}"
             text = " ".join((keyword.description or "").removesuffix(".").split())
-            parser.add_argument(flag, **how, help=text[:1].lower() + text[1:])
+            if not text[1:2].isupper():  # a name such as GFF3
+                text = text[:1].lower() + text[1:]
+            parser.add_argument(flag, **how, help=text)
 
 
 def add_run_options(parser: ArgumentParser, skip: str = "") -> None:
