@@ -100,15 +100,31 @@ def icl(config: InContextConfig | str | Path, on_record: Listener | None = None)
 
 
 def sweep(
-    config: RunConfig,
-    values: Mapping[str, Any],
-    draws: int | None = None,
-    draw_seed: int = 0,
+    config: RunConfig, values: Mapping[str, Any], draws: int | None = None, draw_seed: int = 0,
     on_record: Listener | None = None,
-) -> pl.DataFrame:
-    """Run combinations of values of some settings of any task; give the table, a row for each run.
+) -> pl.DataFrame:  # fmt: skip
+    """Run combinations of values of some settings; give the table, a row for each run.
 
-    Arguments and columns are those of :func:`megabase.tasks.sweep.sweep`.
+    Each has a folder in the output folder. All are planned before the first one starts. With
+    ``resume``, finished runs are kept and the others go on or start. A run whose loss is not finite
+    is a row without metrics.
+
+    Parameters
+    ----------
+    config
+        Settings of any task, which the values change.
+    values
+        Field, by dotted name -> list of values, or, to draw from, ``{"low": 1e-4, "high": 1e-2}``
+        (both included; whole numbers when both are; even in the logarithm with ``"log": True``).
+    draws
+        Number of different combinations to draw; None runs all.
+    draw_seed
+        Seed of the draws; a larger number of draws begins with the same ones.
+
+    Raises
+    ------
+    MegabaseError
+        For a field that does not exist or cannot have a value, and for what the task refuses.
     """
     from megabase.tasks import sweep as task
 

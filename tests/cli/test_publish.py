@@ -72,3 +72,29 @@ def test_what_cannot_be_published_is_refused(
     assert "owner/name; found 'promoters'" in capsys.readouterr().err
     assert main(["publish", str(tmp_path), "me/x", "--dry-run", "-o", str(tmp_path / "c")]) == 2
     assert "holds no model" in capsys.readouterr().err
+
+
+def test_a_pretrained_run_is_of_its_genome(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    (tmp_path / "g.fa").write_text("".join(f">{n}\n{''.join(draw.choices('ACGT', k=400))}\n"
+                                           for n in ("one", "two")))  # fmt: skip
+    genome = mb.Genome(tmp_path / "g.fa")
+    mb.pretrain(
+        mb.PretrainConfig(
+            output=str(tmp_path / "run"), steps=2, global_batch=2, stages=(mb.Stage(length=32),),
+            data=mb.DataConfig(genome=str(genome.path), validation=["two"]),
+            model=mb.ModelConfig(d_model=8, n_layer=1, overrides={"filter_order": 8}),
+            devices=mb.DeviceConfig(accelerator="cpu"),
+        )
+    )  # fmt: skip
+    out = tmp_path / "hub"
+    assert main(["publish", str(tmp_path / "run"), "me/g", "--dry-run", "-o", str(out)]) == 0
+    card = ModelCard.load(out / "README.md")
+    kept = {(r.task_type, r.dataset_name, r.metric_type) for r in card.data.eval_results}
+    assert kept == {("text-generation", "g", name) for name in ("loss", "perplexity")}
+    assert "12 windows of valid" in card.text
+    code = (
+        "import sys, torch, megabase.models; from transformers import AutoModel as A; "
+        "A.from_pretrained(sys.argv[1], trust_remote_code=False)(torch.full((1, 9), 7))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(out)], check=True)

@@ -86,8 +86,8 @@ FORMATS = {
     "embed": ("npy", "npz", "parquet", "h5ad", "zarr"),
     "generate": ("fa", "fa.gz"),
     "predict": ("tsv", "parquet"),
-    "predict_track": ("bw", "bed"),
     "predict_calls": ("bw",),
+    "predict_bed": ("bed",),
     "attribute": ("parquet", "npz"),
 }
 """Case -> endings of its output."""
@@ -95,6 +95,7 @@ MORE = (
     Case("every_snv", "variants default --all @/genome.fa --window 64 --bigwig OUT", ()),
     Case("calibrate", "variants default --calibrate @/genome.fa --window 64 --count 20 --others 2 "
          "--methods llr_site", ()),
+    Case("predict_bed", "predict @/tuned --genome @/genome.fa --window 64", ()),
     Case("predict_calls", "predict @/tuned --genome @/genome.fa --window 64 --calls OUT.bed", (),
          needs="pybigtools"),
 )  # fmt: skip
@@ -120,7 +121,7 @@ def test_shards_are_merged_into_what_one_run_writes(
     command = words(case, folder, "--workers", "1")
     if "--bigwig" in command:
         at = command.index("--bigwig")
-        del command[at : at + 2]
+        command[at : at + 2] = [] if ending == "tsv" else ["--bigwig", "OUT"]
     if case.name == "generate":
         command += ["--batch-size", "1"]
     whole, merged = tmp_path / f"whole.{ending}", tmp_path / f"merged.{ending}"

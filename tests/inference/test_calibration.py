@@ -20,6 +20,7 @@ from megabase.inference.variants.calibration import (
     CLASSES,
     SUBSTITUTIONS,
     Calibration,
+    _toward,
     context_of,
     substitution_contexts,
 )
@@ -135,6 +136,12 @@ def test_a_fit_is_the_slow_sum() -> None:
     assert np.isnan(shares[3])
     assert np.isnan(found.percentile(METHOD, asked, np.ones(4, dtype=np.int64))).all()
     assert np.isnan(found.standardize(METHOD, asked[:1], np.array([-1]))).all()
+
+
+def test_one_draw_of_each_group_says_nothing_about_groups() -> None:
+    mean, share = _toward(np.array([1.0, 3.0]), np.array([0, 2]), np.full(4, 2.5))
+    assert mean.tolist() == [2.5] * 4
+    assert share.tolist() == [0.0] * 4
 
 
 def test_draws_are_uniform_over_known_bases(folder: Path) -> None:

@@ -15,7 +15,6 @@ from megabase.settings import DeviceConfig, HeadConfig, OptimConfig, Stage
 from megabase.tasks.config import FinetuneConfig, TableConfig, to_yaml
 from megabase.tasks.finetune import finetune, plan_run
 from megabase.tasks.labeled_data import read_splits
-from megabase.tasks.run import spread
 from megabase.tasks.sweep import sweep
 from megabase.training.process import build_fabric
 
@@ -264,7 +263,6 @@ def test_seeds(tmp_path: Path, data: Path) -> None:
     assert (mean, sd) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
     again = sweep(replace(config, resume=True), {"seed": [0, 1]})
     assert again.results == swept.results
-    assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
 
 
 def test_validation_is_cut_from_train(tmp_path: Path, data: Path) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megabase.benchmarking.rows import PROTOCOLS, describe_leaks
 from megabase.evaluate.metrics import VARIANT_METRICS, bootstrap_interval
 from megabase.genome.files import atomic_file, write_whole
-from megabase.tasks.run import markdown_table, spread
 
 _FAMILY_NAMES = {
     "hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "cnn": "CNN", "dnabert": "DNABERT",
@@ -79,7 +80,7 @@ class Tables:
         )
         for suite, task in dict.fromkeys((line["suite"], line["task"]) for line in self.lines):
             head, rows, notes = self.of(suite, task)
-            parts += [f"## {suite}: {task}", markdown_table(head, rows)]
+            parts += [f"## {suite}: {task}", _markdown(head, rows)]
             parts.append("\n".join(f"- {note}" for note in notes))
         return "\n\n".join(parts) + "\n"
 
@@ -116,7 +117,8 @@ def _line(runs: Sequence[_Record], name: str, resamples: int) -> dict[str, Any]:
     first = runs[0]
     metric = first["metric"]
     values = [math.nan if r["test"].get(metric) is None else r["test"][metric] for r in runs]
-    mean, deviation = spread(values)
+    mean = sum(values) / len(values)
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     if first["protocol"] == "cv5" and len(values) > 1:
         deviation = (max(values) - min(values)) / 2
     low, high = None, None
@@ -157,6 +159,12 @@ def _published(record: _Record) -> _Record | None:
         if fitting:
             return (same or fitting)[0]
     return None
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table as Markdown, without a last line break."""
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _cell(value: float | None, form: str = ".3f") -> str:

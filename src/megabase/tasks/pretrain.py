@@ -53,7 +53,7 @@ _LISTED_REGIONS = 1000
 def pretrain(
     config: PretrainConfig, *, dry_run: bool = False, console: Console | None = None
 ) -> RunResult | None:
-    """Train a language model on a genome.
+    """Train a language model on a genome; ``valid`` of the result has the best loss (in nats).
 
     Parameters
     ----------
@@ -63,11 +63,6 @@ def pretrain(
         Stop after the plan, before anything is written; the result is then None.
     console
         Where to show the plan and the progress; None shows nothing.
-
-    Returns
-    -------
-    RunResult
-        Whose ``valid`` are ``loss`` (nats a target) and ``perplexity`` of the best validation.
 
     Raises
     ------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,11 +171,6 @@ class RunResult(SimpleNamespace):
         }
         return cls(**{**facts, **plan.facts, **more})
 
-    @classmethod
-    def failed(cls, run: str, why: str) -> Self:
-        """Build the result of a run that could not end; most fields are not there."""
-        return cls(run=run, valid={}, test={}, notes=[why], signal=None)
-
 
 def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSchedule:
     """Lay out the stages for as many readers as there are, or as a launch will make.
@@ -249,17 +243,3 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays atomically."""
     with atomic_file(path, overwrite=True) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = " --- |") -> str:
-    """Write a table as Markdown, without a last line break; `rule` is a cell below the head."""
-    lines = [f"| {' | '.join(head)} |", f"|{rule * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Give mean and sample standard deviation (None for a single value)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -1,8 +1,4 @@
-"""Sweeps: a run for every combination of values of some settings, and one table of them.
-
-Each run has a folder in that of the sweep, named after its values. ``results.parquet`` and
-``results.tsv`` there have a row for each run; ``summary.tsv`` has means over seeds.
-"""
+"""Sweeps: a run for every combination of values of some settings, and one table of them."""
 
 from __future__ import annotations
 
@@ -73,28 +69,9 @@ def sweep(
     config: RunConfig, values: Mapping[str, Any], draws: int | None = None, draw_seed: int = 0, *,
     dry_run: bool = False, console: Console | None = None,
 ) -> Sweep:  # fmt: skip
-    """Run combinations of values of some settings, all or at random, each in a folder of its own.
+    """Run combinations as :func:`megabase.runs.sweep`; the tables are written after every run.
 
-    Every run is planned before the first one starts. With ``resume``, finished runs are kept and
-    the others go on or start. A run whose loss is not finite is a row without metrics. A signal
-    ends the sweep: the last result is that of the run it stopped.
-
-    Parameters
-    ----------
-    config
-        Settings of any task, which the values change.
-    values
-        Field, by dotted name -> list of values, or, to draw from, ``{"low": 1e-4, "high": 1e-2}``
-        (both included; whole numbers when both are; even in the logarithm with ``"log": True``).
-    draws
-        Number of different combinations to draw; None runs all.
-    draw_seed
-        Seed of the draws; a larger number of draws begins with the same ones.
-
-    Raises
-    ------
-    MegabaseError
-        For a field that does not exist or cannot have a value, and for what the task refuses.
+    A signal ends the sweep: the last result is that of the run it stopped.
     """
     verbs: tuple[tuple[type, Callable[..., RunResult | None]], ...] = (
         (PretrainConfig, pretrain), (FinetuneConfig, finetune), (PromptConfig, learn_prompt),
@@ -123,7 +100,8 @@ def sweep(
             try:
                 result = verb(one, console=console)
             except NotFiniteError as error:
-                result = RunResult.failed(one.output, str(error))
+                lacking: Any = {"valid": {}, "test": {}, "signal": None}
+                result = RunResult(run=one.output, notes=[str(error)], **lacking)
             assert result is not None  # of a dry run alone
             done.results.append(result)
             if result.signal is not None:

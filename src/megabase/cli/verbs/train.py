@@ -226,14 +226,10 @@ def _draw_lengths(results: list[RunResult], path: Path) -> None:
     from megabase.report.plots import draw_lengths
     from megabase.report.style import as_svg
 
-    found = [result.test or result.valid for result in results]
+    found = [(result.length, result.test or result.valid) for result in results]
     chosen = next((r.monitor for r in results if r.monitor not in ("none", "loss")), None)
-    metric = chosen or next((name for name in found[0] if name != "loss"), "loss")
-    points = [
-        (result.length, values[metric], None)
-        for result, values in zip(results, found, strict=True)
-        if metric in values
-    ]
+    metric = chosen or next((name for name in found[0][1] if name != "loss"), "loss")
+    points = [(length, values[metric], None) for length, values in found if metric in values]
     if len(points) < 2:
         return
     series = {f"answer by {results[0].answer}": points}

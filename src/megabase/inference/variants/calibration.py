@@ -260,7 +260,8 @@ def _toward(values: _Floats, group: _Ints, wider: _Floats) -> tuple[_Floats, _Fl
     some, draws = count > 0, len(values)
     within = ((values - mean[group]) ** 2).sum() / max(1, draws - some.sum())
     between = (count * (mean - wider) ** 2).sum() / some.sum() - within
-    prior = within * draws / some.sum() / between if between > 0 else np.inf
+    # Where no group has two draws, nothing says how much they vary: the wider class is taken.
+    prior = within * draws / some.sum() / between if min(within, between) > 0 else np.inf
     share = 1 / (count + prior) if np.isfinite(prior) else np.zeros(len(wider))
     return wider + (mean - wider) * count * share, share
 
