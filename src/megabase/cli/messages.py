@@ -22,7 +22,13 @@ _PATTERNS = (
     re.compile(r"Unrecognized arguments?: --(?P<name>[\w.\-]+)"),
     re.compile(r"unrecognized arguments?: --(?P<name>[\w.\-]+)"),
 )
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": "{name: value}",
+}
 """How a type of Python is called in a message, for readers who do not know Python."""
 _PYTHON_OPTION = re.compile(
     # Not inside a path or a word: resume=True, long='chunks', resplit=0.25, genome=...

@@ -128,8 +128,10 @@ def _combinations(
         if isinstance(tried, Mapping) and draws is not None:
             _draw(name, tried, np.random.default_rng(0))
         elif not isinstance(tried, list | tuple) or not tried:
-            ranges = " (a range, {low: 1e-4, high: 1e-2}, is for draws)"
-            raise ConfigError(f"sweep: {name} is {shown(tried)}; expected a list of values{ranges}")
+            raise ConfigError(
+                f"sweep: {name} is {shown(tried)}; expected a list of values of a field, such as "
+                "optim.lr: [1e-3, 6e-4] (a range, {low: 1e-4, high: 1e-2}, is for draws)"
+            )
     if draws is None:
         for one in itertools.product(*values.values()):
             yield dict(zip(values, one, strict=True))
