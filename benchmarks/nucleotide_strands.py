@@ -18,7 +18,7 @@ import yaml
 from megabase.models.auto import load_model
 from megabase.settings import HeadConfig
 from megabase.tasks.config import FinetuneConfig, GenomeConfig
-from megabase.tasks.finetune import plan_run
+from megabase.tasks.finetune import _plan
 from megabase.training.evaluation import evaluate
 from megabase.training.process import build_fabric
 
@@ -44,7 +44,7 @@ def main(run: Path) -> None:
         )
         fabric = build_fabric(config.devices, config.precision)
         fabric.launch()
-        found = evaluate(model, plan_run(config, fabric).evaluations["test"], 16, fabric)
+        found = evaluate(model, _plan(config, fabric).evaluations["test"], 16, fabric)
         figures = "  ".join(f"{key} {value:.4f}" for key, value in found.metrics.items())
         print(f"{name:<28} {figures}", flush=True)
 

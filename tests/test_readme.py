@@ -15,7 +15,7 @@ import yaml
 
 import megabase
 from megabase.cli.main import VERBS
-from megabase.cli.settings_options import _field_names, settings_of
+from megabase.cli.parser import _field_names, settings_of
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -55,7 +55,7 @@ from megabase.options import (
     VariantFileScoring,
     VariantScoring,
 )
-from megabase.training.run_data import evaluated_regions, find_run
+from megabase.training.run_folder import RunData
 
 if TYPE_CHECKING:
     from torch import dtype as DType
@@ -416,9 +416,9 @@ class Model(Loaded):
         InputError, ConfigError
             When it is not known where to evaluate, and as the command line does.
         """
-        run = find_run(self.folder) if self.folder is not None else None
+        run = RunData.find(self.folder) if self.folder is not None else None
         given = Genome(genome) if isinstance(genome, str | Path) else genome
-        store, where, seen = evaluated_regions(run, given, regions, train_regions)
+        store, where, seen = RunData.evaluated(run, given, regions, train_regions)
         options = options or EvaluateOptions()
         if options.window is None and self.longest is None and run is not None:
             options = dataclasses.replace(options, window=run.longest)

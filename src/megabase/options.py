@@ -24,18 +24,14 @@ class PassOptions(TypedDict, total=False):
 
 
 class RunOptions(PassOptions, total=False):
-    """How the work on a file is done; the output does not depend on it.
-
-    ``batch_tokens`` is not for ``generate``.
-    """
+    """How the work on a file is done (``batch_tokens`` not of ``generate``), not what comes out."""
 
     workers: int | None
     """Number of worker processes (default: one for each GPU, else for each core)."""
     threads: int
     """Threads of each process on the CPU (default: 1)."""
     shard: str | None
-    """Share of the work to do, such as 2/3: its parts go to OUTPUT.shard-2-of-3, for `megabase
-    merge`."""
+    """Share of the work, such as 2/3: parts go to OUTPUT.shard-2-of-3, for `megabase merge`."""
     resume: bool
     """Resume an interrupted run (its parts are in OUTPUT.partial)."""
     overwrite: bool
@@ -71,8 +67,8 @@ class VariantScoring(RunOptions, total=False):
     strands: Literal["forward", "reverse", "both"]
     """Strand that is read; both takes the mean (default: both; of tracks as in training)."""
     placement: Literal["centered", "grid"]
-    """centered: a window of its own around each variant; grid: windows at multiples of half their
-    length, shared by neighbors, faster (default: centered)."""
+    """centered: a window around each variant; grid: windows at multiples of half their length,
+    shared by neighbors, faster (default: centered)."""
     horizon: int | None
     """Bases that are read behind the variant: fewer are faster (default: all of the window)."""
 
@@ -108,11 +104,10 @@ class VariantFileScoring(CalibratedScoring, total=False):
     strict: bool
     """Refuse the first record that cannot be used, instead of leaving it out."""
     scores: str | Path | None
-    """Table of every substitution, of `--all`, by this model on this genome: llr_site is looked up
-    there."""
+    """Table of `--all` by this model on this genome: llr_site is looked up there."""
     missing: Literal["leave", "score"]
-    """What is done with alleles that are not in the table of `--scores`: leave, or score by the
-    model (default: leave)."""
+    """Alleles that are not in the table of `--scores`: leave, or score by the model (default:
+    leave)."""
 
 
 class EverySnvScoring(RunOptions, total=False):
@@ -170,8 +165,7 @@ class EffectOptions(PassOptions, total=False):
     output: Literal["logit", "probability"]
     """What is compared, of a classifier (default: logit)."""
     strands: Literal["forward", "both"] | None
-    """Strand that is read; both takes the mean (default: forward; of a classifier as in
-    training)."""
+    """Strand that is read; both: the mean (default: forward; of a classifier as in training)."""
     shuffles: int
     """Dinucleotide shuffles of each sequence: in place of a background (default: none), or the
     source of the bases that replace an interval (default: 20)."""
@@ -207,8 +201,7 @@ class EvaluateOptions:
     """What is measured in an evaluation, and with which windows."""
 
     window: int | None = None
-    """Input positions of a forward pass (default: the longest input of the model, as far as the
-    regions reach)."""
+    """Input positions of a forward pass (default: the longest of the model that regions hold)."""
     stride: int | None = None
     """Scored bases of a window, its last ones (default: all)."""
     max_windows: int | None = None
@@ -217,8 +210,7 @@ class EvaluateOptions:
     """Contexts of the curve, in bases; no curve for an empty list (default: 64, 128, ... up to the
     longest input of the model, as far as the contigs reach)."""
     context_targets: int = 16
-    """Bases of a target block of the curve; 1 gives each exactly the stated context (default:
-    16)."""
+    """Bases of a target block of the curve; 1: exactly the stated context (default: 16)."""
     context_blocks: int | None = None
     """Target blocks of the curve (default: 2048, fewer for contexts above 2,048 bases: about 4
     million positions at the longest context, and at least 32 blocks)."""

@@ -21,20 +21,14 @@ class Registry(Generic[_T]):
     """
 
     def __init__(self, kind: str, group: str, added: Callable[[_T], None] | None = None) -> None:
-        self.kind = kind
-        self.group = group
-        self._added = added
+        self.kind, self.group, self._added = kind, group, added
         self._known: dict[str, _T] = {}
 
     def register(self, name: str, value: _T) -> None:
         """Add a thing; ConfigError when the name belongs to another one."""
-        if name in self._known:
-            if self._known[name] != value:
-                raise ConfigError(
-                    f"there is another {self.kind} named {name!r}; choose another name"
-                )
-            return
-        if self._added is not None:
+        if self._known.get(name, value) != value:
+            raise ConfigError(f"there is another {self.kind} named {name!r}; choose another name")
+        if self._added is not None and name not in self._known:
             self._added(value)
         self._known[name] = value
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import polars as pl
 
 from megabase.errors import ConfigError
-from megabase.settings import RunConfig, Settings, settings_from
+from megabase.settings import RunConfig, Settings
 from megabase.training.logging import Listener, listening
 from megabase.untrusted import parse_yaml, read_text
 
@@ -147,11 +147,10 @@ def benchmark(config: BenchmarkConfig | str | Path) -> pl.DataFrame:
 
 
 def _settings(config: Any, kind: type[_Config]) -> _Config:
-    """Give settings as they are, or read a recipe."""
     if isinstance(config, kind):
         return config
     if not isinstance(config, str | Path):
         raise ConfigError(f"expected {kind.__name__} or the path of a recipe, found {config!r}")
     path = Path(config)
     values = parse_yaml(read_text(path, ConfigError), path, ConfigError)
-    return settings_from(kind, values, f"{path}: ")
+    return kind.of(values, f"{path}: ")

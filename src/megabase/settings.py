@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from megabase.errors import ConfigError
 from megabase.untrusted import fits, shown
@@ -42,9 +42,9 @@ _Part = TypeVar("_Part", bound="Settings")
 class Settings:
     """Base of all settings: a dataclass that checks itself and reports all of its problems at once.
 
-    A class says what its own fields must be in ``_limits``, what else is wrong with them in
-    ``_problems`` (all are raised in one :class:`ConfigError`), and brings values of another
-    notation (``1e6`` for a whole number, a list for a tuple) into one form in ``_normalize``.
+    A class says what its own fields must be in ``_limits``, what else is wrong with them in the
+    generator ``_problems()`` (all are raised in one :class:`ConfigError`), and brings values of
+    another notation (``1e6``, a list for a tuple) into one form in ``_normalize()``.
     """
 
     _prefix: ClassVar[str] = ""
@@ -59,23 +59,19 @@ class Settings:
             if isinstance(kind, type) and is_dataclass(kind)
             if not isinstance(getattr(self, name), kind)
         ]
-        _raise_problems(wrong)
-        for cls in type(self).__mro__:
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+        classes: tuple[Any, ...] = type(self).__mro__
+        for cls in classes:
             if "_normalize" in vars(cls):
                 cls._normalize(self)
         problems: list[str] = []
-        for cls in type(self).__mro__:
+        for cls in classes:
             problems += self._beyond_limits(cls)
             if "_problems" in vars(cls):
                 problems += cls._problems(self)
-        _raise_problems(problems)
-
-    def _normalize(self) -> None:
-        """Bring fields into one form."""
-
-    def _problems(self) -> Iterator[str]:
-        """Say what is wrong."""
-        return iter(())
+        if problems:
+            raise ConfigError("; ".join(problems))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -84,13 +80,12 @@ class Settings:
         """Turn ``1e6`` into 1000000; a number with a fraction is refused."""
         for name in names:
             value = getattr(self, name)
+            if isinstance(value, float) and not value.is_integer():
+                raise ConfigError(f"{self._prefix}{name} is {value!r}; it must be a whole number")
             if isinstance(value, float):
-                if not value.is_integer():
-                    label = f"{self._prefix}{name}"
-                    raise ConfigError(f"{label} is {value!r}; it must be a whole number")
                 self._set(name, int(value))
 
-    def _beyond_limits(self, cls: type[Settings]) -> Iterator[str]:
+    def _beyond_limits(self, cls: type) -> Iterator[str]:
         for rule, names in vars(cls).get("_limits", {}).items():
             for name in names.split():
                 value, label = getattr(self, name), f"{self._prefix}{name}"
@@ -102,49 +97,40 @@ class Settings:
                 if value > most:
                     yield f"{label} is {value}; it must be at most {most:,}"
 
+    def part(self, kind: type[_Part], **changes: Any) -> _Part:
+        """Give the fields that `kind` has, as a `kind` of its own, with `changes`."""
+        values = {f.name: getattr(self, f.name) for f in fields(kind) if hasattr(self, f.name)}
+        return kind(**{**values, **changes})
 
-def _raise_problems(problems: typing.Iterable[str]) -> None:
-    """Raise one :class:`ConfigError` that lists every problem, or return when there is none."""
-    found = list(problems)
-    if found:
-        raise ConfigError("; ".join(found))
+    @classmethod
+    def of(cls, values: Any, where: str = "", group: str = "", base: Self | None = None) -> Self:
+        """Make settings of a mapping of plain values, those below them too, or change `base`.
 
-
-def part_of(settings: object, part: type[_Part], **changes: Any) -> _Part:
-    """Give the fields of `settings` that `part` has, as a `part` of its own, with `changes`."""
-    values = {f.name: getattr(settings, f.name) for f in fields(part) if hasattr(settings, f.name)}  # pyright: ignore[reportArgumentType]
-    return part(**{**values, **changes})
-
-
-def settings_from(
-    kind: type[_Part], values: Any, where: str = "", group: str = "", base: _Part | None = None
-) -> _Part:
-    """Make settings of a mapping of plain values, those below them too, or change those of `base`.
-
-    `where` and `group` are for messages. A :class:`ConfigError` names a field that does not exist,
-    is lacking, or cannot have its value.
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}expected fields of {kind.__name__}, found {shown(values)}")
-    hints = typing.get_type_hints(kind)
-    known = {each.name: each for each in fields(kind) if each.init}
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {group}{near[0]}?" if near else ""
-            raise ConfigError(f"{where}there is no field {group}{name}{hint}")
-    lacking = [
-        f"{group}{name}"
-        for name, each in known.items()
-        if name not in values and each.default is MISSING and each.default_factory is MISSING
-    ]
-    if lacking and base is None:
-        raise ConfigError(f"{where}expected {', '.join(lacking)}, which the recipe does not give")
-    made = {
-        name: _value(hints[name], value, where, f"{group}{name}", base and getattr(base, name))
-        for name, value in values.items()
-    }
-    return kind(**made) if base is None else replace(base, **made)
+        `where` and `group` are for messages. A :class:`ConfigError` names a field that does not
+        exist, is lacking, or cannot have its value.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}expected fields of {cls.__name__}, found {shown(values)}")
+        hints = typing.get_type_hints(cls)
+        known = {each.name: each for each in fields(cls) if each.init}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"; did you mean {group}{near[0]}?" if near else ""
+                raise ConfigError(f"{where}there is no field {group}{name}{hint}")
+        lacking = [
+            f"{group}{name}"
+            for name, each in known.items()
+            if name not in values and each.default is MISSING and each.default_factory is MISSING
+        ]
+        if lacking and base is None:
+            what = ", ".join(lacking)
+            raise ConfigError(f"{where}expected {what}, which the recipe does not give")
+        made = {
+            name: _value(hints[name], value, where, f"{group}{name}", base and getattr(base, name))
+            for name, value in values.items()
+        }
+        return cls(**made) if base is None else replace(base, **made)
 
 
 def with_values(config: _Part, values: Mapping[str, Any], where: str = "") -> _Part:
@@ -161,7 +147,7 @@ def with_values(config: _Part, values: Mapping[str, Any], where: str = "") -> _P
             if not isinstance(below, dict):
                 raise ConfigError(f"{where}{group} and {name} are both given; choose one")
         below[last] = value
-    return settings_from(type(config), nested, where, base=config)
+    return type(config).of(nested, where, base=config)
 
 
 def _value(hint: Any, value: Any, where: str, name: str, base: Any = None) -> Any:
@@ -174,9 +160,8 @@ def _value(hint: Any, value: Any, where: str, name: str, base: Any = None) -> An
     for one in known:
         inner = typing.get_args(one)
         if is_dataclass(one) and (isinstance(value, Mapping) or len(known) == 1):
-            if isinstance(value, typing.cast("type", one)):
-                return value
-            return settings_from(typing.cast("Any", one), value, where, f"{name}.", base)
+            kind: Any = one
+            return value if isinstance(value, kind) else kind.of(value, where, f"{name}.", base)
         if typing.get_origin(one) in (list, tuple) and isinstance(value, list):
             made = [_value(inner[0], item, where, f"{name}[{i}]") for i, item in enumerate(value)]
             return made if typing.get_origin(one) is list else tuple(made)
@@ -194,22 +179,19 @@ class Stage(Settings):
     micro_batch: int | None = None
     """Sequences that one device takes through the model at a time (null: all of its share)."""
     steps: int | None = None
-    """Duration in optimizer steps. Give one of steps, tokens, epochs; the last stage may give
-    none and then runs to the end of the budget (steps or tokens of the run)."""
+    """Duration in optimizer steps. Give one of steps, tokens, epochs; the last stage may give none:
+    it runs to the end of the budget."""
     tokens: int | float | None = None
     """Duration in input positions, rounded up to whole steps."""
     epochs: int | float | None = None
     """Duration in passes over the windows; only for window kinds with a fixed number of windows."""
 
     _prefix = "stage "
+    _limits: ClassVar = {"be at least 1": "length micro_batch steps tokens",
+                         "be at least 0": "epochs"}  # fmt: skip
 
     def _normalize(self) -> None:
         self._make_whole("tokens")
-
-    _limits: ClassVar = {
-        "be at least 1": "length micro_batch steps tokens",
-        "be at least 0": "epochs",
-    }
 
     def _problems(self) -> Iterator[str]:
         given = [n for n in ("steps", "tokens", "epochs") if getattr(self, n) is not None]
@@ -224,8 +206,7 @@ class OptimConfig(Settings):
     lr: float = 6e-4
     """Highest learning rate."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of the ordinary parameters (a model may exempt its own, such as the
-    filter of the Hyena operator)."""
+    """Decoupled weight decay (a model may exempt parameters, such as the filter of Hyena)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two running means."""
     eps: float = 1e-8
@@ -233,9 +214,9 @@ class OptimConfig(Settings):
     clip: float | None = 1.0
     """Largest global gradient norm; null does not clip."""
     schedule: Literal["cosine", "constant", "published"] = "cosine"
-    """How the learning rate moves. cosine: linear warm-up from 0, then half a cosine to
-    min_lr_ratio. constant: warm-up, then level. published: the schedule of the HyenaDNA
-    repository, whose cosine counts from step 0 and not from the end of the warm-up."""
+    """cosine: linear warm-up from 0, then half a cosine to min_lr_ratio. constant: warm-up, then
+    level. published: HyenaDNA's, whose cosine counts from step 0, not from the end of the
+    warm-up."""
     warmup_steps: int | None = None
     """Steps of warm-up; null takes warmup_fraction."""
     warmup_fraction: float = 0.01
@@ -248,16 +229,16 @@ class OptimConfig(Settings):
     """Length of the schedule in steps; null takes the length of the run. The published 1k run
     used 381500, far more than its about 13300 steps."""
 
-    def _normalize(self) -> None:
-        self._make_whole("schedule_steps")
-        self._set("betas", tuple(self.betas))
-
     _limits: ClassVar = {
         "be above 0": "lr clip",
         "be at least 0": "weight_decay eps warmup_lr warmup_steps",
         "lie in 0 to 1": "warmup_fraction min_lr_ratio",
         "be at least 1": "schedule_steps",
     }
+
+    def _normalize(self) -> None:
+        self._make_whole("schedule_steps")
+        self._set("betas", tuple(self.betas))
 
     def _problems(self) -> Iterator[str]:
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -275,11 +256,10 @@ class DeviceConfig(Settings):
     nodes: int = 1
     """Number of machines."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """auto: one process, or ddp when there are several. fsdp shards parameters, gradients and
-    optimizer state over the devices."""
+    """auto: ddp for several processes. fsdp shards parameters, gradients and optimizer state."""
     replicas: int = 1
-    """With fsdp: groups of devices that each hold the whole model between them (HSDP). As many as
-    machines keep the traffic of parameters inside a machine."""
+    """With fsdp: groups of devices that each hold the whole model between them (HSDP), such as one
+    for each machine."""
     context_parallel: int = 1
     """Devices that share each sequence, every one a part of its positions (pretraining only)."""
     threads: int | None = None
@@ -304,9 +284,9 @@ class BudgetConfig(Settings):
     stages: tuple[Stage, ...] = (Stage(length=1024),)
     """The sequence-length warm-up as a table; one row trains at one length."""
     length_rule: Literal["constant", "published"] = "constant"
-    """constant: every step sees global_batch, whatever the number of devices. published: the
-    HyenaDNA repository's way (epochs only; accumulation is global_batch // micro_batch and ignores
-    the number of devices, so k devices see k times global_batch; a stage of 0 epochs runs one)."""
+    """constant: every step sees global_batch, whatever the number of devices. published: as in the
+    HyenaDNA repository (epochs only; accumulation is global_batch // micro_batch on each device, so
+    k devices see k times global_batch; a stage of 0 epochs runs one)."""
     global_batch: int | None = 64
     """Sequences per optimizer step, over all devices and micro-batches."""
     global_batch_tokens: int | float | None = None
@@ -333,18 +313,14 @@ class BudgetConfig(Settings):
     _limits: ClassVar = {"be at least 1": "global_batch global_batch_tokens steps tokens"}
 
     def _problems(self) -> Iterator[str]:
-        may_be_empty = not type(self).stages  # the length is known once the data are read
-        if not self.stages and not may_be_empty:
+        if not self.stages and type(self).stages:  # else the length is known once data are read
             yield "stages is empty; give at least one, such as {length: 1024}"
         if self.global_batch is None and self.global_batch_tokens is None:
             yield "global_batch and global_batch_tokens are both null; give one"
         if self.steps is not None and self.tokens is not None:
             yield "steps and tokens are both given; the budget is one of them"
-        endless = [
-            number
-            for number, stage in enumerate(self.stages)
-            if stage.steps is None and stage.tokens is None and stage.epochs is None
-        ]
+        lengths = [(stage.steps, stage.tokens, stage.epochs) for stage in self.stages]
+        endless = [number for number, given in enumerate(lengths) if given == (None, None, None)]
         if any(number < len(self.stages) - 1 for number in endless):
             yield (
                 f"stages {endless} have no duration (steps, tokens or epochs); "
@@ -353,9 +329,8 @@ class BudgetConfig(Settings):
         elif endless and self.steps is None and self.tokens is None:
             yield "the run has no end: give steps or tokens, or a duration for the last stage"
         if self.length_rule == "published":
-            if not self.stages or any(
-                s.epochs is None or s.micro_batch is None for s in self.stages
-            ):
+            full = [s for s in self.stages if s.epochs is not None and s.micro_batch is not None]
+            if not self.stages or len(full) < len(self.stages):
                 yield "length_rule published needs epochs and micro_batch in every stage"
             if self.global_batch is None:
                 yield "length_rule published needs global_batch, in sequences"
@@ -374,12 +349,12 @@ class RunConfig(Settings):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     checkpointing_stretch: int = 1
-    """With activation_checkpointing: layers in a row that keep one input between them. Deep models
-    at the longest lengths need less memory with 2 or 3, and a fifth more time."""
+    """With activation_checkpointing: layers in a row that keep one input between them; 2 or 3: less
+    memory for deep models at the longest lengths, a fifth more time."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
     precision: Literal["fp32", "tf32", "bf16-mixed", "bf16-true", "fp16-mixed"] = "fp32"
-    """fp32. tf32: float32 whose matrix products round their inputs. bf16-mixed, fp16-mixed: matrix
+    """tf32: float32 whose matrix products round their inputs. bf16-mixed, fp16-mixed: matrix
     products in half precision over float32 weights, of float16 with a scaled loss. bf16-true:
     weights in bfloat16 too. Filters, scan states, losses and log-probabilities are float32 in all.
     tf32 and fp16-mixed need a CUDA device."""
@@ -390,8 +365,7 @@ class RunConfig(Settings):
     eval_batch: int | None = None
     """Sequences per forward pass in validation; null takes the micro-batch of the last stage."""
     checkpoint_every: int | None = 500
-    """Steps between checkpoints (one is always written at the end); null writes only that one and
-    the best."""
+    """Steps between checkpoints (and one at the end); null writes only that one and the best."""
     keep: int = 2
     """Checkpoints kept besides the best one; older ones are deleted."""
     patience: int | None = None
@@ -402,8 +376,7 @@ class RunConfig(Settings):
     """Tools that hear the records of metrics.jsonl too: tensorboard (files in the folder of the
     run), wandb (Weights & Biases; WANDB_MODE=offline writes files alone)."""
     max_non_finite: int = 10
-    """Steps with a loss or gradient that is not finite are skipped; after this many in a run it
-    stops."""
+    """Steps with a loss or gradient that is not finite are skipped; after this many a run ends."""
     resume: bool = False
     """Continue from the last checkpoint of the output folder, exactly."""
     overwrite: bool = False
@@ -457,11 +430,9 @@ class ModelConfig(Settings):
     overrides: dict[str, Any] = field(default_factory=dict)
     """Further fields of the family's configuration, by name; they win over everything else."""
     init_from: str | None = None
-    """Model folder, run folder or Hub name whose weights to start from; the fields above are then
-    ignored."""
+    """Model folder, run folder or Hub name to start from; the fields above are then ignored."""
 
     _prefix = "model."
-
     _limits: ClassVar = {"be at least 1": "d_model n_layer max_length"}
 
     def _problems(self) -> Iterator[str]:
@@ -481,11 +452,9 @@ class StartConfig(Settings):
     """Family of a new model with fresh weights: hyenadna, gpt, mamba, caduceus, cnn, deepsea,
     dnabert or bigbird."""
     preset: str | None = None
-    """Shape of a new model with fresh weights: that of a published checkpoint (``megabase info
-    --list`` lists them)."""
+    """Shape of a new model with fresh weights: a published one (``megabase info --list``)."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Fields of the model's configuration, by name; they win over the preset, and over the settings
-    of a model that is loaded."""
+    """Fields of the model's configuration, by name; they win over preset and loaded model."""
     tokenizer: str | None = None
     """null: the tokenizer of the model or family. char, 2mer to 8mer (k-mers side by side),
     bpe:4096 (byte pairs learned from the training sequences), or a folder that holds one."""
@@ -500,10 +469,7 @@ class StartConfig(Settings):
         elif len(given) > 1:
             yield f"{' and '.join(given)} are given; choose one"
         if self.from_scratch and self.model is None:
-            yield (
-                "from_scratch takes the shape of a model; with family or preset the weights are "
-                "fresh anyway"
-            )
+            yield "from_scratch takes the shape of a model; family and preset are fresh anyway"
 
     @property
     def trained(self) -> str | None:
@@ -539,8 +505,8 @@ class HeadConfig(Settings):
     """Loss of numbers. mse: squared error of standardized numbers. poisson: for counts, over their
     mean. null: mse of tracks, squared error of the numbers of a table as they are."""
     scale: Literal["linear", "log1p"] = "linear"
-    """What is learned of numbers: themselves, or the logarithm of one more (log1p). Predictions
-    and metrics are in the unit of the data."""
+    """log1p: the logarithm of one more than a number is learned; predictions and metrics are in the
+    unit of the data."""
     reverse_complement: float = 0.0
     """Probability that a training sequence is read as its reverse complement."""
     crop: float = 1.0
@@ -550,7 +516,6 @@ class HeadConfig(Settings):
     """Validate and test on the mean of the outputs for both strands."""
 
     _prefix = "head."
-
     _limits: ClassVar = {
         "be at least 0": "freeze_blocks",
         "lie in 0 to 1, 1 excluded": "label_smoothing",
@@ -571,9 +536,8 @@ class LoraConfig(Settings):
     """Linear layers that get one, by the last part of their names; empty takes all below the head
     but those that compute filters."""
     save: Literal["merged", "adapter"] = "merged"
-    """merged: checkpoints hold the whole model with the adapters folded in. adapter: beside it, in
-    the folder adapter, adapters and head alone."""
+    """merged: checkpoints hold the model with the adapters folded in. adapter: adapters and head
+    alone too, in the folder adapter beside it."""
 
     _prefix = "lora."
-
     _limits: ClassVar = {"be at least 0": "rank", "be above 0": "alpha"}

@@ -150,9 +150,7 @@ def _check_events(events: Any, where: object, error: type[MegabaseError]) -> Non
             )
 
 
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+_hints = functools.cache(typing.get_type_hints)
 
 
 def build(kind: type[_Record], values: Any, *, ignore: bool = False) -> _Record:
@@ -179,13 +177,8 @@ def _made(value: Any, hint: Any, ignore: bool) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, ignore=ignore)
     if origin in (typing.Union, types.UnionType):
-        return _made(
-            value,
-            next(
-                one for one in inner if (value is None) == (one is type(None)) and fits(value, one)
-            ),
-            ignore,
-        )
+        kinds = (one for one in inner if (value is None) == (one is type(None)))
+        return _made(value, next(one for one in kinds if fits(value, one)), ignore)
     if origin is tuple:
         return tuple(_made(one, inner[0], ignore) for one in value)
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -44,7 +44,7 @@ MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensor
            "megabase.models.describe", "megabase.models.adapt.prompt",
            "megabase.models.adapt.lora",
            "megabase.genome.signal", "megabase.report.genome_tracks", "megabase.report.run_page",
-           "megabase.data.label_files", "megabase.training.run_data", "megabase.cli.verbs.train",
+           "megabase.data.label_files", "megabase.training.run_folder", "megabase.cli.verbs.train",
            "megabase.inference.ism", "megabase.data.sources",
            "megabase.cli.verbs.report")  # fmt: skip
 

@@ -162,7 +162,7 @@ def model(path: Path) -> None:
 
 
 def recipe(path: Path) -> None:
-    from megabase.cli.settings_options import _check_recipe
+    from megabase.cli.parser import _check_recipe
 
     _check_recipe(str(path))
 
@@ -189,12 +189,12 @@ def run(path: Path) -> None:
     from megabase.errors import MegabaseError
     from megabase.models.loading import _uses_special_tokens
     from megabase.report.run_page import _read_run
-    from megabase.training.run_data import find_run
+    from megabase.training.run_folder import RunData
 
     for read in (_read_run, lambda folder: _uses_special_tokens(folder, "hyenadna")):
         with contextlib.suppress(MegabaseError):
             read(path.parent)
-    found = find_run(path.parent)
+    found = RunData.find(path.parent)
     if found is not None:
         _ = found.longest
         found.regions(of(path), "train")

@@ -112,8 +112,8 @@ def test_refusals() -> None:
         Units.fit("mse", "linear", np.full((3, 1), np.nan), ["b"])
     assert Units.fit("mse", "linear", np.ones((3, 1)), ["b"]).spread == (1.0,)
     record = {"loss": "mse", "scale": "linear", "center": [1.0], "spread": [2.0]}
-    assert Units.of(SimpleNamespace(units=record)).center == (1.0,)  # type: ignore[union-attr]
-    assert Units.of(SimpleNamespace()) is None
+    assert Units.of_model(SimpleNamespace(units=record)).center == (1.0,)  # type: ignore[union-attr]
+    assert Units.of_model(SimpleNamespace()) is None
     for name, value in (("spread", [1.0, 2.0]), ("bin", 0), ("loss", "huber"), ("other", 1)):
         with pytest.raises(ConfigError):
-            Units.of(SimpleNamespace(units={**record, name: value}))
+            Units.of_model(SimpleNamespace(units={**record, name: value}))

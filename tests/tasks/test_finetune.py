@@ -13,7 +13,7 @@ import yaml
 from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig, Stage
 from megabase.tasks.config import FinetuneConfig, TableConfig, to_yaml
-from megabase.tasks.finetune import finetune, plan_run
+from megabase.tasks.finetune import _plan, finetune
 from megabase.tasks.labeled_data import read_splits
 from megabase.tasks.sweep import sweep
 from megabase.training.process import build_fabric
@@ -226,7 +226,7 @@ def test_long_sequences_warm_up_stage_by_stage(tmp_path: Path) -> None:
         tmp_path, path, stages=stages, global_batch=None, global_batch_tokens=6000,
         head=HeadConfig(reverse_complement=0.5, pooling="last"),
     )  # fmt: skip
-    plan = plan_run(config, build_fabric(config.devices, config.precision))
+    plan = _plan(config, build_fabric(config.devices, config.precision))
     rows = len(plan.batches)
     points = [(point.length, point.global_batch, steps) for point, steps in plan.schedule.stages()]
     assert rows == 22

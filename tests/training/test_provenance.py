@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megabase.settings import RunConfig
 from megabase.training import run_folder as provenance
 
 
@@ -22,15 +24,15 @@ def test_versions_and_machine_without_anything_personal() -> None:
 
 
 def test_a_resumed_run_adds_its_environment(tmp_path: Path) -> None:
-    path = tmp_path / "environment.json"
-    provenance._record_environment(path, resumed=True)
-    assert "resumed" not in json.loads(path.read_text())
-    provenance._record_environment(path, resumed=True)
-    provenance._record_environment(path, resumed=True)
-    assert len(json.loads(path.read_text())["resumed"]) == 2
-    provenance._record_environment(path, resumed=False)
-    assert "resumed" not in json.loads(path.read_text())
-    assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
+    def start(*, resume: bool) -> dict[str, Any]:
+        config = RunConfig(output=str(tmp_path), resume=resume)
+        provenance._start_run(config, "a: 1\n", {})
+        return json.loads((tmp_path / "environment.json").read_text())
+
+    assert "resumed" not in start(resume=True)
+    start(resume=True)
+    assert len(start(resume=True)["resumed"]) == 2
+    assert "resumed" not in start(resume=False)
 
 
 def test_outside_a_checkout_there_is_no_commit(

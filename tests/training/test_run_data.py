@@ -12,7 +12,7 @@ import yaml
 from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.genome.store import Genome
-from megabase.training.run_data import find_run
+from megabase.training.run_folder import RunData
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def write_run(folder: Path, store: Genome, listed: int = 10) -> Path:
 @pytest.mark.parametrize("place", [".", "best", "checkpoints/step-00000010"])
 def test_run_is_found_from_any_of_its_folders(tmp_path: Path, store: Genome, place: str) -> None:
     run = write_run(tmp_path / "run", store)
-    found = find_run(run / place)
+    found = RunData.find(run / place)
     assert found is not None
     assert found.path.resolve() == run.resolve()
     assert found.genome_path == store.path
@@ -62,21 +62,21 @@ def test_run_is_found_from_any_of_its_folders(tmp_path: Path, store: Genome, pla
 
 
 def test_other_folders_and_names_have_no_run(tmp_path: Path) -> None:
-    assert find_run(tmp_path) is None
-    assert find_run("LongSafari/hyenadna-tiny-1k-seqlen-hf") is None
+    assert RunData.find(tmp_path) is None
+    assert RunData.find("LongSafari/hyenadna-tiny-1k-seqlen-hf") is None
 
 
 def test_a_fine_tuning_has_no_genome(tmp_path: Path, store: Genome) -> None:
     folder = write_run(tmp_path / "run", store)
     (folder / "data.json").write_text('{"kind": "classes", "train": {"rows": 3}}')
-    assert find_run(folder) is None
+    assert RunData.find(folder) is None
 
 
 @pytest.mark.parametrize("listed", [10, 2, 0])
 def test_split_is_complete_even_when_the_record_lists_only_its_beginning(
     tmp_path: Path, store: Genome, listed: int
 ) -> None:
-    run = find_run(write_run(tmp_path / "run", store, listed))
+    run = RunData.find(write_run(tmp_path / "run", store, listed))
     assert run is not None
     validation = Regions.of([0] * 4, [0, 100, 200, 300], [10, 110, 210, 310])
     assert run.regions(store, "validation") == validation
@@ -89,14 +89,14 @@ def test_split_that_cannot_be_worked_out_again_is_refused(tmp_path: Path, store:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["data"]["exclude"] = ["chr1:501-600"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run = find_run(folder)
+    run = RunData.find(folder)
     assert run is not None
     with pytest.raises(InputError, match="found 860 bases, expected 960"):
         run.regions(store, "train")
 
 
 def test_another_genome_is_refused(tmp_path: Path, store: Genome) -> None:
-    run = find_run(write_run(tmp_path / "run", store))
+    run = RunData.find(write_run(tmp_path / "run", store))
     assert run is not None
     (tmp_path / "other.fa").write_text(">chr1\nACGT\n")
     other = Genome.build(tmp_path / "other.fa", tmp_path / "other.mb")
@@ -108,4 +108,4 @@ def test_broken_record_is_named(tmp_path: Path, store: Genome) -> None:
     folder = write_run(tmp_path / "run", store)
     (folder / "data.json").write_text("{}")
     with pytest.raises(InputError, match=r"data\.json cannot be read"):
-        find_run(folder)
+        RunData.find(folder)

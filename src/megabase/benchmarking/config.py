@@ -21,7 +21,7 @@ _SEEDS = {"cv5": (1, 2, 3, 4, 5)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelEntry:
+class ModelEntry(Settings):
     """A row of the table: a model, and how it learns."""
 
     name: str
@@ -89,7 +89,7 @@ class ModelEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeciesConfig:
+class SpeciesConfig(Settings):
     """Genomes by species and how segments are drawn from them."""
 
     genomes: dict[str, str] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class SpeciesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChromatinConfig:
+class ChromatinConfig(Settings):
     """Windows and labels of chromatin profiles."""
 
     genome: str | None = None
@@ -141,7 +141,7 @@ class ChromatinConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiotypeConfig:
+class BiotypeConfig(Settings):
     """Gene sequences with biotypes, embedded by a frozen model."""
 
     top: int = 10
@@ -160,7 +160,7 @@ class BiotypeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariantsConfig:
+class VariantsConfig(Settings):
     """Tables of variants with labels, and how models score them."""
 
     genome: str | None = None

@@ -33,7 +33,7 @@ from megabase.tasks.labeled_data import digest, hash_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from megabase.training.run_data import RunData
+    from megabase.training.run_folder import RunData
 
 PROTOCOLS: dict[str, str] = {
     "zero-shot": (
@@ -277,11 +277,11 @@ def describe_leaks(found: Mapping[str, Any]) -> str:
 
 def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str] | RunData]]:
     """List the genomes whose training regions are looked through: (store, regions or run)."""
-    from megabase.training.run_data import find_run
+    from megabase.training.run_folder import RunData
 
     if config.pretrain_genome is not None:
         return [(config.pretrain_genome, config.pretrain_regions)]
-    runs = [find_run(entry.start) for entry in config.entries]
+    runs = [RunData.find(entry.start) for entry in config.entries]
     found = {str(run.genome_path): run for run in runs if run and run.genome_path.is_file()}
     return list(found.items())
 

@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from megabase import __version__
@@ -47,24 +48,25 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """Name -> module of :mod:`megabase.cli.verbs`, what it does; in the order of the help text: use a
 model, then train one."""
-
-
+COMMAND = "command.json"
+"""File of a finished shard: the command that made it, for ``megabase merge``."""
 _SHOWN_WARNINGS: set[str] = set()
 """Texts shown in this call: a warning of every row would hide all others."""
 _DEBUG = "MEGABASE_DEBUG=1 shows where"
 """Said where Python's own text may not be enough to find the cause."""
 
 
-def _usage() -> str:
-    width = max(len(name) for name in VERBS)
-    rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in VERBS.items())
-    return (
-        "usage: megabase [-h] [-V | --version] VERB ...\n\n"
-        "Long-range DNA language models at single-nucleotide resolution.\n\n"
-        f"verbs:\n{rows}\n\n"
-        "`megabase help VERB` describes a verb. A bad input ends with one line on standard\n"
-        "error and exit status 2; --verbose or MEGABASE_DEBUG=1 shows where it was raised."
-    )
+_USAGE = """\
+usage: megabase [-h] [-V | --version] VERB ...
+
+Long-range DNA language models at single-nucleotide resolution.
+
+verbs:
+{verbs}
+
+`megabase help VERB` describes a verb. A bad input ends with one line on standard
+error and exit status 2; --verbose or MEGABASE_DEBUG=1 shows where it was raised."""
+"""Shown without a verb."""
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -120,16 +122,6 @@ def _open_streams() -> bool:
     return sys.stdout is not None
 
 
-def _output_fails() -> bool:
-    """Say whether standard output cannot be written to: one more end of line is tried."""
-    try:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
-
-
 def _discard_output() -> None:
     """Throw away what standard output still holds, so that nothing fails at the end of Python."""
     with contextlib.suppress(OSError):  # a stream in memory has no number
@@ -146,7 +138,10 @@ def _reason(error: Exception) -> str | None:
             name = os.fsdecode(error.filename)
             full = error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
             return f"cannot {'write' if full else 'open'} {name}: {error.strerror}"
-        if _output_fails():
+        try:  # one more end of line tells whether it is standard output that fails
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        except OSError:
             _discard_output()
             return f"cannot write to standard output: {error.strerror or error}"
         return f"{error.strerror or error} ({_DEBUG})"
@@ -161,7 +156,8 @@ def _reason(error: Exception) -> str | None:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        rows = (f"  {name:<10}  {text}" for name, (_, text) in VERBS.items())
+        print(_USAGE.format(verbs="\n".join(rows)))
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"megabase {__version__}")
@@ -176,7 +172,6 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise MegabaseError(f"there is no verb {verb!r}{hint} (megabase --help lists them)")
     from megabase.cli import streams
-    from megabase.cli.messages import as_typed
     from megabase.cli.parser import build_parser
 
     warnings.showwarning = _show_warning
@@ -188,12 +183,15 @@ def _dispatch(arguments: list[str]) -> int:
             streams.quiet = args.quiet
             status = command.run(args)
             if args.get("shard"):
-                from megabase.cli.verbs.merge import record_command
+                from megabase.genome.files import write_json
+                from megabase.inference.parts import Shard
 
-                record_command(arguments, args)
-            return status
+                folder = Shard.parse(args.shard).folder(Path(args.output))
+                if folder is not None:
+                    write_json(folder / COMMAND, {"command": arguments})
+            return status or 0
     except MegabaseError as error:
-        error.args = (as_typed(str(error), parser),)
+        error.args = (parser.as_typed(str(error)),)
         raise
 
 

@@ -1,4 +1,4 @@
-"""What a command says beside its output: notes and progress."""
+"""What a command says: tables on standard output, notes and progress beside it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from megabase.options import Progress
 
 _LINE_SECONDS = 30.0
 """Between two lines in a log: often enough to see that work goes on, too seldom to fill it."""
+_WIDTH = 200
+"""Letters of a line away from a terminal: rich would wrap at 80 and cut names."""
 
 quiet = False
 """Whether ``--quiet`` was given: no progress and no notes. Set by the command line, once a call."""
@@ -37,17 +41,9 @@ def show_progress(unit: str) -> Iterator[Progress | None]:
 
     Yields a callable to be called now and then, from any thread; None with ``--quiet``.
     """
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        with _bar(unit) as update:
-            yield update
-    else:
-        yield _Lines(unit)
-
-
-@contextlib.contextmanager
-def _bar(unit: str) -> Iterator[Progress]:
+    if quiet or not sys.stderr.isatty():
+        yield None if quiet else _Lines(unit)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -89,3 +85,38 @@ class _Lines:
         count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
         left = f", {duration((total - done) / rate)} left" if total and rate > 0 else ""
         say(f"megabase: {what}: {count} {self._unit}, {rate:,.3g} a second{left}")
+
+
+def output() -> Console:
+    """Give standard output as rich writes to it: text as it is, tables as wide as they need."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _WIDTH
+    return Console(width=width, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    strong: bool = False,
+) -> None:
+    """Print a table; columns whose name begins with ``>`` are numbers, set to the right.
+
+    One with a `title` is framed. `strong`: the last row in bold. The last column may be folded.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title) if title else Table(box=None, pad_edge=False)
+    table.show_header = any(head)
+    for number, name in enumerate(head, start=1):
+        table.add_column(
+            Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left",
+            no_wrap=number < len(head), overflow="fold",
+        )  # fmt: skip
+    cells = [[Text(cell) for cell in row] for row in rows]
+    for number, row in enumerate(cells, start=1):
+        table.add_row(*row, style="bold" if strong and number == len(cells) else None)
+    output().print(table, soft_wrap=False)

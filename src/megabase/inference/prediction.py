@@ -117,7 +117,7 @@ class Predictor:
         problem = getattr(loaded.model.config, "problem_type", None)
         one = "regression" if len(self.classes) == 1 else "single_label_classification"
         self.problem: str = problem or one
-        self.units = Units.of(loaded.model.config)
+        self.units = Units.of_model(loaded.model.config)
         self.batch_tokens = batch_tokens
         if strands not in (None, "forward", "both"):
             raise InputError(f"strands is one of forward, both; found {strands!r}")

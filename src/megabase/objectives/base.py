@@ -80,7 +80,7 @@ def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Output:
             f"the model gave logits of shape {tuple(logits.shape)} for targets of shape "
             f"{tuple(targets.shape)}; they must agree in all but the last axis"
         )
-    scores = at_least_float32(logits)
+    scores = logits if logits.dtype == torch.float64 else logits.float()
     counted = weights > 0
     nll = F.cross_entropy(
         scores.flatten(0, -2),
@@ -107,8 +107,3 @@ def _metrics(scores: Tensor, targets: Tensor, counted: Tensor, nll: Tensor) -> d
         "acgt_targets": acgt.float().sum(),
         "acgt_nll": torch.where(acgt, acgt_nll, 0.0).sum(),
     }
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Give the values in float32, or float64 as they are."""
-    return values if values.dtype == torch.float64 else values.float()

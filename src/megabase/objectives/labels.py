@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.data.labeled import IGNORED
 from megabase.errors import InputError
-from megabase.objectives.base import Batch, Output, at_least_float32
+from megabase.objectives.base import Batch, Output
 from megabase.objectives.units import Units
 
 SCORE_BINS = 1 << 16
@@ -27,33 +25,62 @@ _SCORE_LIMIT = 32.0
 """Log odds beyond this, on either side, are counted as this: probabilities of 1e-14 are extreme."""
 
 
-def _run(model: nn.Module, batch: Batch) -> Any:
-    """Run a model on ``input_ids``, with the ``attention_mask`` that a padded batch has."""
-    return model(**{name: batch[name] for name in ("input_ids", "attention_mask") if name in batch})
+class _Labels:
+    """Runs a model on ``input_ids``, maybe with ``attention_mask``, and compares with ``labels``.
 
-
-def _average_strands(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average both strands: with 2 n sequences for n labels, the second half are the complements.
-
-    Post-hoc conjoining of the Caduceus paper (arXiv 2403.03234).
+    With twice as many sequences as labels the second half are the reverse complements of the first,
+    and the outputs of both strands are averaged (post-hoc conjoining of the Caduceus paper, arXiv
+    2403.03234), those for bases turned around first. A causal model sees only what lies before a
+    base; the other strand brings what lies after it.
     """
-    if logits.shape[0] == 2 * labels.shape[0]:
-        return logits.unflatten(0, (2, -1)).mean(dim=0)
-    return logits
+
+    output = "logits"
+
+    def __call__(self, model: Any, batch: Batch) -> Output:
+        """Compare the model's output with the labels of a batch."""
+        labels, mask = batch["labels"], batch.get("attention_mask")
+        more = {} if mask is None else {"attention_mask": mask}
+        outputs = getattr(model(input_ids=batch["input_ids"], **more), self.output)
+        outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+        if len(outputs) == 2 * len(labels):
+            if outputs.ndim == 3:
+                outputs = _align_strands(outputs, mask)
+            else:
+                outputs = outputs.unflatten(0, (2, -1)).mean(dim=0)
+        return self.compare(outputs, labels)
+
+    def compare(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of outputs against labels, as many and of the shape that they fit."""
+        raise NotImplementedError
 
 
-def _tensor(class_weights: Sequence[float] | None) -> Tensor | None:
-    return None if class_weights is None else torch.tensor(list(class_weights))
+class _WeighedLabels(_Labels):
+    """Labels whose classes may have weights."""
+
+    def __init__(self, weights: Sequence[float] | None, smoothing: float) -> None:
+        self.class_weights = None if weights is None else torch.tensor(list(weights))
+        self.label_smoothing = smoothing
+
+    def _weights(self, logits: Tensor, what: str) -> Tensor | None:
+        """Put the class weights where the logits (..., K) are; InputError when they are not K."""
+        weights = self.class_weights
+        if weights is None:
+            return None
+        if len(weights) != logits.shape[-1]:
+            count = logits.shape[-1]
+            raise InputError(f"{len(weights)} class weights for a model with {count} {what}")
+        self.class_weights = weights.to(logits)
+        return self.class_weights
 
 
-def _fitting_weights(weights: Tensor | None, logits: Tensor, what: str) -> Tensor | None:
-    """Put class weights where the logits (..., K) are; an InputError when they are not K."""
-    if weights is not None and len(weights) != logits.shape[-1]:
-        raise InputError(f"{len(weights)} class weights for a model with {logits.shape[-1]} {what}")
-    return None if weights is None else weights.to(logits)
+def _refuse(logits: Tensor, labels: Tensor, advice: str = "") -> InputError:
+    return InputError(
+        f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
+        f"{tuple(labels.shape)}{advice}"
+    )
 
 
-class SequenceLabels:
+class SequenceLabels(_WeighedLabels):
     """Compare a model's output for whole sequences with their labels.
 
     The loss is cross entropy for ``"classes"``, binary cross entropy of every label for
@@ -61,12 +88,9 @@ class SequenceLabels:
     ``"regression"``, or the loss of `units`, in which outputs are then given. `label_smoothing` is
     the share of the target spread over all classes, or over both answers of a label.
     `double_sigmoid` is the published two-class loss of the GenomicBenchmarks CNN: binary cross
-    entropy for logits, applied to the output of a sigmoid.
-
-    Called with a model and a batch of ``input_ids``, ``labels`` and maybe ``attention_mask``. When
-    there are twice as many sequences as labels, the second half are the reverse complements of the
-    first, and the two logits are averaged. Labels that are NaN count nowhere. With class weights
-    the mean loss is that of :func:`torch.nn.functional.cross_entropy` over the whole global batch.
+    entropy for logits, applied to the output of a sigmoid. Labels that are NaN count nowhere. With
+    class weights the mean loss is that of :func:`torch.nn.functional.cross_entropy` over the whole
+    global batch.
     """
 
     unit = "sequences"
@@ -88,30 +112,16 @@ class SequenceLabels:
             )
         if double_sigmoid and kind != "classes":
             raise InputError("the double sigmoid is a loss of two classes")
-        self.kind, self.units = kind, units
-        self.class_weights = _tensor(class_weights)
-        self.label_smoothing = label_smoothing
-        self.double_sigmoid = double_sigmoid
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Output:
-        """Compare the model's output with the labels of a batch."""
-        logits = at_least_float32(_run(model, batch).logits)
-        return self.compare(_average_strands(logits, batch["labels"]), batch["labels"])
+        super().__init__(class_weights, label_smoothing)
+        self.kind, self.units, self.double_sigmoid = kind, units, double_sigmoid
 
     def compare(self, logits: Tensor, labels: Tensor) -> Output:
         """Take the loss of logits (n, K) against labels (n,) or (n, K) that fit them."""
         fits = labels.shape == (logits.shape if labels.ndim == 2 else logits.shape[:1])
         if logits.ndim != 2 or not fits:
-            raise InputError(
-                f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
-                f"{tuple(labels.shape)}"
-            )
-        weights = self.class_weights = _fitting_weights(self.class_weights, logits, "outputs")
-        losses, counts, correct = (
-            self._classes(logits, labels, weights)
-            if self.kind == "classes"
-            else self._numbers(logits, labels, weights)
-        )
+            raise _refuse(logits, labels)
+        compare = self._classes if self.kind == "classes" else self._numbers
+        losses, counts, correct = compare(logits, labels, self._weights(logits, "outputs"))
         known = torch.isfinite(labels) if labels.is_floating_point() else torch.ones_like(labels)
         metrics = {"targets": known.float().sum()}
         if correct is not None:
@@ -122,7 +132,7 @@ class SequenceLabels:
 
     def _classes(
         self, logits: Tensor, labels: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         correct = logits.detach().argmax(dim=1) == labels
         ones = torch.ones_like(logits[:, 0])
         if self.double_sigmoid:
@@ -159,15 +169,11 @@ class SequenceLabels:
         return torch.where(known, losses, 0.0), known.to(outputs.dtype), correct
 
 
-class NucleotideLabels:
+class NucleotideLabels(_WeighedLabels):
     """Compare a model's output for every base with its class: cross entropy.
 
     `label_smoothing` is the share of the target spread over all classes; `tabulate` fills
-    ``table``, for evaluation. Called with a model and a batch of ``input_ids``, ``labels`` (n,
-    length) and maybe ``attention_mask``. When there are twice as many sequences as rows of labels,
-    the second half are the reverse complements of the first; their logits are reversed and averaged
-    with those of the first. A causal model sees only what lies before a base; the other strand
-    brings what lies after it.
+    ``table``, for evaluation. Labels are (n, length).
     """
 
     unit = "bases"
@@ -179,27 +185,15 @@ class NucleotideLabels:
         label_smoothing: float = 0.0,
         tabulate: bool = False,
     ) -> None:
-        self.class_weights = _tensor(class_weights)
-        self.label_smoothing = label_smoothing
+        super().__init__(class_weights, label_smoothing)
         self.tabulate = tabulate
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Output:
-        """Compare the model's output for every base with the labels of a batch."""
-        logits, labels = at_least_float32(_run(model, batch).logits), batch["labels"]
-        if logits.shape[0] == 2 * labels.shape[0]:
-            logits = _align_strands(logits, batch.get("attention_mask"))
-        return self.compare(logits, labels)
 
     def compare(self, logits: Tensor, labels: Tensor) -> Output:
         """Take the loss of logits (n, length, K) against labels (n, length) that fit them."""
         if logits.ndim != 3 or logits.shape[:2] != labels.shape:
-            raise InputError(
-                f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
-                f"{tuple(labels.shape)}; every base needs one answer"
-            )
-        weights = self.class_weights = _fitting_weights(self.class_weights, logits, "classes")
+            raise _refuse(logits, labels, "; every base needs one answer")
         # To pick the known ones out would wait for the device.
-        known = labels != IGNORED
+        weights, known = self._weights(logits, "classes"), labels != IGNORED
         loss = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), weight=weights, ignore_index=IGNORED,
             label_smoothing=self.label_smoothing, reduction="sum",
@@ -214,12 +208,11 @@ class NucleotideLabels:
         return Output(loss, count, metrics, logits.detach(), table)
 
 
-class TrackLabels:
+class TrackLabels(_Labels):
     """Compare a model's outputs for every base, averaged over bins, with the numbers of tracks.
 
-    Called with a model and a batch of ``input_ids``, ``labels`` (n, bins, K), NaN where there is no
-    number, and maybe ``attention_mask``; strands as for :class:`NucleotideLabels`. With `width`,
-    for evaluation, ``outputs`` are (n, width * K) in the unit of the tracks.
+    Labels are (n, bins, K), NaN where there is no number. With `width`, for evaluation, ``outputs``
+    are (n, width * K) in the unit of the tracks.
     """
 
     unit = "bins"
@@ -227,17 +220,11 @@ class TrackLabels:
     def __init__(self, units: Units, *, width: int | None = None) -> None:
         self.units, self.width = units, width
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Output:
-        """Compare the model's outputs with the labels of a batch."""
-        outputs, labels = at_least_float32(_run(model, batch).logits), batch["labels"]
-        if outputs.shape[0] == 2 * labels.shape[0]:
-            outputs = _align_strands(outputs, batch.get("attention_mask"))
-        outputs = self.units.pool(outputs)
+    def compare(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of outputs (n, length, K) against labels that fit their bins."""
+        outputs = self.units.pool(logits)
         if outputs.shape != labels.shape:
-            raise InputError(
-                f"the model gave outputs of shape {tuple(outputs.shape)} for labels of shape "
-                f"{tuple(labels.shape)}; every bin needs one number for each track"
-            )
+            raise _refuse(outputs, labels, "; every bin needs one number for each track")
         losses, known = self.units.losses(outputs, labels)
         count, found = known.float().sum(), None
         if self.width is not None:
@@ -291,37 +278,48 @@ def _log_odds(logits: Tensor) -> Tensor:
     return logits - torch.stack(others, dim=1)
 
 
-class LabelTokens:
+class LabelTokens(_Labels):
     """Cross entropy of the token that stands for the class, after a soft prompt.
 
     `restricted` compares the tokens of the classes only. By default, the published way, the softmax
-    runs over all logits, so the model also learns that a label token is due.
-
-    Called with a :class:`megabase.models.adapt.prompt.PromptedModel` (anything whose output has
-    ``token_logits``, one row for each sequence) and a batch of ``input_ids``, ``labels`` and maybe
-    ``attention_mask``. With twice as many sequences as labels, the second half are the reverse
-    complements, and the logits are averaged. ``outputs`` are the logits of all tokens.
+    runs over all logits, so the model also learns that a label token is due. The model is a
+    :class:`megabase.models.adapt.prompt.PromptedModel` (anything whose output has ``token_logits``,
+    one row for each sequence). ``outputs`` are the logits of all tokens.
     """
 
     unit = "sequences"
+    output = "token_logits"
 
     def __init__(self, label_ids: Sequence[int], *, restricted: bool = False) -> None:
-        self.label_ids = _label_ids(label_ids)
-        self.restricted = restricted
+        if len(label_ids) < 2 or len(set(label_ids)) != len(label_ids):
+            raise InputError(f"expected two or more different label tokens, found {label_ids}")
+        self.label_ids, self.restricted = tuple(label_ids), restricted
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Output:
-        """Compare the model's label tokens with the labels of a batch."""
-        labels = batch["labels"]
-        logits = _average_strands(_run(model, batch).token_logits, labels)
+    def compare(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of token logits (n, vocabulary) against class numbers (n,)."""
         if logits.ndim != 2 or logits.shape[0] != labels.shape[0]:
             raise InputError(
                 f"the model gave token logits of shape {tuple(logits.shape)} for "
                 f"{labels.shape[0]} labels"
             )
-        return _compare_tokens(logits[:, None], labels[:, None], self.label_ids, self.restricted)
+        return self._compare_answers(logits[:, None], labels[:, None])
+
+    def _compare_answers(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of logits (n, m, vocabulary) at m answers against class numbers (n, m)."""
+        ids = torch.tensor(self.label_ids, device=logits.device)
+        scores, targets = (logits[..., ids], labels) if self.restricted else (logits, ids[labels])
+        losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")
+        last, asked = logits.detach()[:, -1], labels[:, -1]
+        metrics = {
+            "targets": torch.ones_like(asked, dtype=torch.float32).sum(),
+            "correct": (last[:, ids].argmax(dim=1) == asked).float().sum(),
+            "strict": (last.argmax(dim=1) == ids[asked]).float().sum(),
+        }
+        count = torch.ones_like(losses.detach()).sum()
+        return Output(losses.sum(), count, metrics, last)
 
 
-class InContext:
+class InContext(LabelTokens):
     """Cross entropy of the label tokens, read at the separators before them.
 
     With `every_answer` the labels of the demonstrations count too, as in published training, not
@@ -331,8 +329,6 @@ class InContext:
     the query.
     """
 
-    unit = "sequences"
-
     def __init__(
         self,
         label_ids: Sequence[int],
@@ -341,10 +337,8 @@ class InContext:
         every_answer: bool = False,
         prompted: bool = False,
     ) -> None:
-        self.label_ids = _label_ids(label_ids)
-        self.restricted = restricted
-        self.every_answer = every_answer
-        self.prompted = prompted
+        super().__init__(label_ids, restricted=restricted)
+        self.every_answer, self.prompted = every_answer, prompted
 
     def __call__(self, model: nn.Module, batch: Batch) -> Output:
         """Compare the model's label tokens with the labels of a batch."""
@@ -356,34 +350,4 @@ class InContext:
         else:
             everywhere: Tensor = model(input_ids=ids).logits
             logits = everywhere[torch.arange(len(ids), device=ids.device)[:, None], places]
-        return _compare_tokens(at_least_float32(logits), answers, self.label_ids, self.restricted)
-
-
-def _label_ids(label_ids: Sequence[int]) -> tuple[int, ...]:
-    if len(label_ids) < 2 or len(set(label_ids)) != len(label_ids):
-        raise InputError(f"expected two or more different label tokens, found {label_ids}")
-    return tuple(label_ids)
-
-
-def _compare_tokens(
-    logits: Tensor, labels: Tensor, label_ids: Sequence[int], restricted: bool
-) -> Output:
-    """Take the loss of logits (n, m, vocabulary) at m answers against class numbers (n, m)."""
-    ids = torch.tensor(label_ids, device=logits.device)
-    scores, targets = (logits[..., ids], labels) if restricted else (logits, ids[labels])
-    losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")
-    last, asked = logits.detach()[:, -1], labels[:, -1]
-    metrics = {
-        "targets": torch.ones_like(asked, dtype=torch.float32).sum(),
-        "correct": (last[:, ids].argmax(dim=1) == asked).float().sum(),
-        "strict": (last.argmax(dim=1) == ids[asked]).float().sum(),
-    }
-    count = torch.ones_like(losses.detach()).sum()
-    return Output(losses.sum(), count, metrics, last)
-
-
-def strict_accuracy(
-    outputs: npt.NDArray[Any], labels: npt.NDArray[Any], label_ids: Sequence[int]
-) -> float:
-    """Give the share of outputs (n, vocabulary) whose largest logit is the right label token."""
-    return float((outputs.argmax(axis=1) == np.asarray(label_ids)[labels]).mean())
+        return self._compare_answers(logits.float(), answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,9 @@ from megabase.genome import alphabet
 from megabase.objectives.base import Batch, Output, register_objective, score_targets
 
 
-def _oriented_codes(batch: Batch) -> Tensor:
-    """Give ``codes`` with the rows marked in ``reverse`` turned to their reverse complement."""
-    return reverse_complement_codes(batch["codes"], batch["reverse"])
+def _check_weight(weight: float) -> None:
+    if weight < 0:
+        raise InputError(f"soft_mask_weight must not be negative, found {weight}")
 
 
 def _code_weights(
@@ -54,51 +55,37 @@ class _OfTokens:
         return score_targets(logits, targets[:, at], weights[:, at])
 
 
+@dataclass(kw_only=True, eq=False)
 class CausalLM(_OfTokens):
     """Cross entropy of each base given the bases before it.
 
     A window of ``length + 1`` bases gives ``length`` positions: all but the last base go in, all
     but the first are targets. By default there are no special tokens, and N and padding are read
     but are not targets. The HyenaDNA repository counts both, with special tokens.
-
-    Parameters
-    ----------
-    soft_mask_weight
-        Loss weight of targets in lower case (repeats); 1 treats them as any other, 0 leaves them
-        out.
-    include_n, include_padding
-        Count N, or padding, as a target like a base.
-    n_as_padding
-        Read N as the padding token, and treat it as padding among the targets.
-    special_tokens
-        "none", or "published": the separator replaces the last base, so the last target is the
-        separator, as if one ended every window. In a row with padding on the left no base is lost:
-        the padding becomes one shorter.
     """
+
+    soft_mask_weight: float = 1.0
+    """Loss weight of targets in lower case (repeats); 0 leaves them out."""
+    include_n: bool = False
+    """Count N as a target like a base."""
+    include_padding: bool = False
+    """Count padding as a target like a base."""
+    n_as_padding: bool = False
+    """Read N as the padding token, and treat it as padding among the targets."""
+    special_tokens: Literal["none", "published"] = "none"
+    """published: the separator replaces the last base, so the last target is the separator, as if
+    one ended every window. In a row with padding on the left no base is lost: the padding becomes
+    one shorter."""
 
     extra_bases = 1
     both_sides = False
 
-    def __init__(
-        self,
-        *,
-        soft_mask_weight: float = 1.0,
-        include_n: bool = False,
-        include_padding: bool = False,
-        n_as_padding: bool = False,
-        special_tokens: Literal["none", "published"] = "none",
-    ) -> None:
-        if special_tokens not in ("none", "published"):
+    def __post_init__(self) -> None:
+        if self.special_tokens not in ("none", "published"):
             raise InputError(
-                f'special_tokens must be "none" or "published", found {special_tokens!r}'
+                f'special_tokens must be "none" or "published", found {self.special_tokens!r}'
             )
-        if soft_mask_weight < 0:
-            raise InputError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
-        self.soft_mask_weight = soft_mask_weight
-        self.include_n = include_n
-        self.include_padding = include_padding
-        self.n_as_padding = n_as_padding
-        self.special_tokens = special_tokens
+        _check_weight(self.soft_mask_weight)
 
     def _weights(self, codes: Tensor) -> Tensor:
         padding = float(self.include_padding)
@@ -118,7 +105,7 @@ class CausalLM(_OfTokens):
 
         Inputs, targets and weights are int64, int64 and float32, each (n, length).
         """
-        codes = _oriented_codes(batch)
+        codes = reverse_complement_codes(batch["codes"], batch["reverse"])
         if self.special_tokens == "none":
             ids = self._ids(codes)
             return ids[:, :-1], ids[:, 1:], self._weights(codes[:, 1:])
@@ -152,59 +139,46 @@ def _position_bits(seeds: Tensor, length: int) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
+@dataclass(kw_only=True, eq=False)
 class MaskedLM(_OfTokens):
     """Cross entropy of hidden bases, given everything around them.
 
     Which positions are hidden is a hash of the sequence's own ``mask_seed`` and the position:
     the same for any number of processes and after a resume, different for each sequence number.
-
-    Parameters
-    ----------
-    probability
-        Share of positions to pick as targets.
-    masked, replaced
-        Shares of the picked positions that become the mask token, and a random token; the rest
-        is unchanged.
-    soft_mask_weight
-        Loss weight of targets in lower case.
-    replacements
-        "bases": random tokens are A, C, G or T, and only bases are picked. "published": random
-        tokens are any id of the vocabulary, special ones included, and N and padding are picked
-        (and hidden) too, but are not targets (Caduceus repository).
-    n_as_padding
-        Read N as the padding token, as the Caduceus repository always does.
     """
+
+    probability: float = 0.15
+    """Share of positions to pick as targets."""
+    masked: float = 0.8
+    """Share of the picked positions that become the mask token."""
+    replaced: float = 0.1
+    """Share of them that become a random token; the rest is unchanged."""
+    soft_mask_weight: float = 1.0
+    """Loss weight of targets in lower case."""
+    replacements: Literal["bases", "published"] = "bases"
+    """bases: random tokens are A, C, G or T, and only bases are picked. published: random tokens
+    are any id of the vocabulary, special ones included, and N and padding are picked (and hidden)
+    too, but are not targets (Caduceus repository)."""
+    n_as_padding: bool = False
+    """Read N as the padding token, as the Caduceus repository always does."""
 
     extra_bases = 0
     both_sides = True
 
-    def __init__(
-        self,
-        *,
-        probability: float = 0.15,
-        masked: float = 0.8,
-        replaced: float = 0.1,
-        soft_mask_weight: float = 1.0,
-        replacements: Literal["bases", "published"] = "bases",
-        n_as_padding: bool = False,
-    ) -> None:
-        if not 0 < probability <= 1:
-            raise InputError(f"probability must lie in (0, 1], found {probability}")
+    def __post_init__(self) -> None:
+        masked, replaced = self.masked, self.replaced
+        if not 0 < self.probability <= 1:
+            raise InputError(f"probability must lie in (0, 1], found {self.probability}")
         if masked < 0 or replaced < 0 or masked + replaced > 1 + 1e-9:
             raise InputError(
                 "masked and replaced are shares of the picked positions: neither may be negative, "
                 f"nor their sum above 1; found {masked} and {replaced}"
             )
-        if soft_mask_weight < 0:
-            raise InputError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
-        if replacements not in ("bases", "published"):
-            raise InputError(f'replacements must be "bases" or "published", found {replacements!r}')
-        self.probability = probability
-        self.masked = masked
-        self.replaced = replaced
-        self.soft_mask_weight = soft_mask_weight
-        self.replacements = replacements
-        self.n_as_padding = n_as_padding
+        _check_weight(self.soft_mask_weight)
+        if self.replacements not in ("bases", "published"):
+            raise InputError(
+                f'replacements must be "bases" or "published", found {self.replacements!r}'
+            )
 
     def _mask(self, ids: Tensor, eligible: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """Hide some positions; give the ids, and which were picked as targets."""
@@ -228,7 +202,7 @@ class MaskedLM(_OfTokens):
         masked or replaced, targets are the tokens that were there, and weights are 0 where no base
         was hidden.
         """
-        codes = _oriented_codes(batch)
+        codes = reverse_complement_codes(batch["codes"], batch["reverse"])
         ids, bases = codes_to_ids(codes), (codes & alphabet.BASE_BITS) <= alphabet.T
         if self.n_as_padding:
             ids = torch.where(ids == N_ID, PAD_ID, ids)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megabase.errors import InputError
-from megabase.settings import Settings, settings_from
+from megabase.settings import Settings
 
 Loss = Literal["mse", "poisson"]
 Scale = Literal["linear", "log1p"]
@@ -70,10 +70,10 @@ class Units(Settings):
         return cls(loss=loss, scale=scale, center=tuple(center), spread=tuple(spread), **tracks)
 
     @classmethod
-    def of(cls, config: Any) -> Units | None:
+    def of_model(cls, config: Any) -> Self | None:
         """Read what a model's configuration holds; None for a head of another kind."""
         found = getattr(config, "units", None)
-        return found and settings_from(cls, found, "config.json: ", "units.")
+        return found and cls.of(found, "config.json: ", "units.")
 
     def said(self, kind: str) -> str:
         """Say in a few words what is learned."""

@@ -40,8 +40,7 @@ class DataConfig(Settings):
     """random: uniform over every allowed position. tiled: side by side, each position once per
     epoch. intervals: one window per row of a BED file, the published way."""
     intervals: str | None = None
-    """BED file of the rows (windows intervals); with a fourth column, its train rows are for
-    training and its valid rows for validation."""
+    """BED file (windows intervals); a fourth column tells its train rows from its valid rows."""
     include: list[str] = field(default_factory=list)
     """Regions to train on; empty takes the whole genome."""
     exclude: list[str] = field(default_factory=list)
@@ -57,7 +56,7 @@ class DataConfig(Settings):
     shift: tuple[int, int] | None = None
     """Smallest and largest random shift of an interval in bases (windows intervals)."""
     padding: Literal["in_place", "left"] = "in_place"
-    """Where windows that leave their contig are padded (windows intervals): where the bases are
+    """Where windows that leave their contig are padded (windows intervals): where bases are
     missing, or always on the left, as published."""
     eval_windows: int | None = 256
     """Validation windows, a fixed sample of those that tile the validation places; null: all."""
@@ -65,15 +64,14 @@ class DataConfig(Settings):
     """Length of the validation windows in positions; null takes the longest stage."""
 
     _prefix = "data."
-
-    def _normalize(self) -> None:
-        if self.shift is not None:
-            self._set("shift", tuple(self.shift))
-
     _limits: ClassVar = {
         "lie in 0 to 1": "max_n_fraction reverse_complement",
         "be at least 1": "eval_windows eval_length",
     }
+
+    def _normalize(self) -> None:
+        if self.shift is not None:
+            self._set("shift", tuple(self.shift))
 
     def _problems(self) -> Iterator[str]:
         if not self.genome:
@@ -95,8 +93,7 @@ class ObjectiveConfig(Settings):
     soft_mask_weight: float = 1.0
     """Loss weight of bases in lower case (repeats)."""
     special_tokens: Literal["none", "published"] = "none"
-    """published ends every window with the separator token in place of the last base
-    (causal_lm only)."""
+    """published: the separator token in place of a window's last base (causal_lm only)."""
     count_n_and_padding: bool = False
     """Let N and padding be targets, as published."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -129,12 +126,11 @@ class TableConfig(Settings):
     label: list[str] | str | None = None
     """Column or columns of the labels; null takes label."""
     fasta_label: Literal["last_word", "last_character"] = "last_word"
-    """Where a FASTA header keeps the label: its last word (of Ensembl's, gene_biotype:NAME), or
-    its last character."""
+    """Where a FASTA header keeps the label (last word of Ensembl's: gene_biotype:NAME)."""
     kind: Literal["auto", "classes", "multi_label", "regression", "nucleotides"] = "auto"
-    """What the labels are. auto: several columns of 0 and 1 are multi_label, numbers with a
-    fraction are regression, everything else are names of classes. nucleotides: one character for
-    each base (or names separated by blanks), a dot where a base has no label."""
+    """auto: several columns of 0 and 1 are multi_label, numbers with a fraction are regression, all
+    else are names of classes. nucleotides: one character for each base (or names separated by
+    blanks), a dot where a base has no label."""
     max_length: int | None = None
     """Longest sequence in bases; null takes the longest input of the model."""
     truncate: bool = False
@@ -146,7 +142,6 @@ class TableConfig(Settings):
     paper's five-fold protocol, with the seed of the run."""
 
     _prefix = "table."
-
     _limits: ClassVar = {
         "lie in 0 to 1, 1 excluded": "validation_fraction",
         "be at least 1": "max_length",
@@ -159,8 +154,7 @@ class GenomeConfig(Settings):
 
     Of nucleotides, from features or tracks: train is then a genome store (.mb). Of intervals: store
     is set, and train, valid and test are BED, narrowPeak, broadPeak, GFF or VCF files. A region is
-    a contig (chr20), a region as people write it (chr20:45,000,001-50,000,000: 1-based, both ends
-    included) or a BED file.
+    chr20, chr20:45,000,001-50,000,000 (1-based, both ends included) or a BED file.
     """
 
     tracks: list[str] = field(default_factory=list)
@@ -178,8 +172,7 @@ class GenomeConfig(Settings):
     that is named after it: CDS=coding. Where features overlap, the type named first wins. Empty,
     for BED: all rows are one class."""
     background: str = "background"
-    """Class of the bases without a feature: the first class, so of two the feature is the positive
-    one."""
+    """Class of the bases without a feature, the first: of two the feature is the positive one."""
     strand: Literal["either", "forward", "reverse"] = "either"
     """Which features count: those on either strand, or those on one only."""
     length: int | None = None
@@ -196,8 +189,7 @@ class GenomeConfig(Settings):
     orient: bool = False
     """Read intervals of the reverse strand as their reverse complement."""
     strict: bool = False
-    """Refuse the first row of a table of intervals that is not on the genome, instead of leaving
-    such rows out."""
+    """Refuse the first interval that is not on the genome, instead of leaving such rows out."""
     train: list[str] = field(default_factory=list)
     """Regions to train on; empty takes all that is neither valid nor test."""
     valid: list[str] = field(default_factory=list)
@@ -207,7 +199,6 @@ class GenomeConfig(Settings):
     """Regions that are measured once, at the end."""
 
     _prefix = "genome."
-
     _limits: ClassVar = {"be at least 1": "length bin", "be at least 0": "flank"}
 
     def _problems(self) -> Iterator[str]:
@@ -254,11 +245,8 @@ class ExamplesConfig(RunConfig):
     def _problems(self) -> Iterator[str]:
         if not self.train:
             yield "train is empty; name a file of labeled sequences"
-        if self.devices.context_parallel > 1:
-            yield (
-                f"devices.context_parallel is {self.devices.context_parallel}; only pretraining "
-                "lets devices share a sequence"
-            )
+        if (n := self.devices.context_parallel) > 1:
+            yield f"devices.context_parallel is {n}; only pretraining lets devices share a sequence"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +318,6 @@ class PromptSettings(Settings):
     """Dropout of the soft-prompt tokens in training."""
 
     _prefix = "prompt."
-
     _limits: ClassVar = {"be at least 0": "length", "lie in 0 to 1, 1 excluded": "dropout"}
 
 
@@ -355,19 +342,14 @@ class PromptConfig(LabeledConfig):
         if self.genome.tracks or self.head.loss or self.head.scale != "linear":
             yield "genome.tracks, head.loss and head.scale are for finetune"
         if self.prompt.answer == "label_tokens":
-            for name, given in (
-                ("head.pooling", self.head.pooling),
-                ("head.class_weights", self.head.class_weights),
-                ("head.label_smoothing", self.head.label_smoothing),
-                ("prompt.over", self.prompt.over != "auto"),
-            ):
-                if given:
-                    yield f"{name} is for prompt.answer head"
-            if self.head.special_tokens == "yes":
-                yield (
-                    "head.special_tokens is for prompt.answer head; label tokens bring their own "
-                    "separator"
-                )
+            of_head = {
+                "head.pooling": self.head.pooling,
+                "head.class_weights": self.head.class_weights,
+                "head.label_smoothing": self.head.label_smoothing,
+                "prompt.over": self.prompt.over != "auto",
+                "head.special_tokens": self.head.special_tokens == "yes",
+            }
+            yield from (f"{name} is for prompt.answer head" for name in of_head if of_head[name])
         elif self.prompt.letters != "all":
             yield "prompt.letters is for prompt.answer label_tokens"
 
@@ -417,9 +399,6 @@ class InContextConfig(ExamplesConfig):
     global_batch: int = 2
     """Queries per optimizer step (published: 2 for instruction tuning, 16 for soft prompts)."""
 
-    def _normalize(self) -> None:
-        self._make_whole("steps")
-
     _limits: ClassVar = {
         "be at least 0": "shots",
         "be at least 1": "vectors samples max_length test_rows global_batch steps",
@@ -427,6 +406,9 @@ class InContextConfig(ExamplesConfig):
         "lie in 0 to 1": "reverse_complement",
         "be above 0": "epochs",
     }
+
+    def _normalize(self) -> None:
+        self._make_whole("steps")
 
     def _problems(self) -> Iterator[str]:
         if self.tune == "none" and self.samples is not None:
@@ -465,14 +447,11 @@ def to_yaml(config: RunConfig) -> str:
         values.pop("stages")
     if isinstance(config, PretrainConfig):
         values["output"] = str(Path(config.output).absolute())
-        for name in ("genome", "intervals"):
-            if values["data"][name] is not None:
-                values["data"][name] = str(Path(values["data"][name]).absolute())
     for group, names in _MAY_BE_FILES.items():
         found = values.get(group, {}) if group else values
         for name in names:
             given = found.get(name)
-            if isinstance(given, str) and Path(given).exists():
+            if isinstance(given, str) and (Path(given).exists() or group == "data"):
                 found[name] = str(Path(given).absolute())
             elif isinstance(given, list):
                 found[name] = [_absolute(text) for text in given]

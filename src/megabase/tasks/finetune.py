@@ -6,24 +6,23 @@ scored once, with that checkpoint, at the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from lightning_fabric import Fabric
+from rich.console import Console
 
+from megabase.data.batches import LabeledBatches
 from megabase.models.adapt.build import build_classifier
 from megabase.models.adapt.lora import save_classifier
+from megabase.models.auto import load_model
 from megabase.models.base import checkpoint_activations
-from megabase.settings import StartConfig, part_of
+from megabase.settings import StartConfig
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.labeled import LabeledRun, measure_splits
 from megabase.tasks.run import Done, Plan, RunResult, execute
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-    from rich.console import Console
-
-    from megabase.data.batches import LabeledBatches
 
 
 def finetune(
@@ -31,22 +30,11 @@ def finetune(
 ) -> RunResult | None:
     """Train a model on labeled sequences and measure it.
 
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    dry_run
-        Stop after the plan, before anything is written; the result is then None.
-    console
-        Where to show the plan and the progress; None shows nothing.
-
-    Returns
-    -------
-    RunResult
-        With ``parameters`` of the model (tied ones once), ``kind``, ``classes``, ``epochs`` over
-        the training rows, ``monitor`` that chose the checkpoint, ``training_seconds`` of the steps,
-        ``tokens_per_second`` of them (padding left out), and ``bases_per_second``, of sequences of
-        average length: comparable between tokenizers.
+    A `dry_run` stops after the plan, before anything is written, and gives None; plan and progress
+    are shown on `console`. The result has ``parameters`` of the model (tied ones once), ``kind``,
+    ``classes``, ``epochs`` over the training rows, ``monitor`` that chose the checkpoint,
+    ``training_seconds`` of the steps, ``tokens_per_second`` of them (padding left out), and
+    ``bases_per_second``, of sequences of average length: comparable between tokenizers.
 
     Raises
     ------
@@ -54,19 +42,12 @@ def finetune(
         For settings, data, a model or a folder that cannot be used, too many non-finite steps, or a
         checkpoint that cannot be written.
     """
-    predictions, padding = config.predictions, config.head.padding
-
-    def conclude(done: Done) -> RunResult:
-        return _conclude(done, predictions=predictions, padding=padding)
-
-    return execute(
-        config, lambda fabric: plan_run(config, fabric), conclude, dry_run=dry_run, console=console
-    )
+    return execute(config, _plan, _conclude, dry_run=dry_run, console=console)
 
 
-def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
+def _plan(config: FinetuneConfig, fabric: Fabric) -> Plan:
     """Build everything a run needs and describe it; writes nothing."""
-    start, lora = part_of(config, StartConfig), config.lora
+    start, lora = config.part(StartConfig), config.lora
     run = LabeledRun(config, start)
     run.tokenize()
     torch.manual_seed(config.seed)
@@ -100,22 +81,17 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     )
 
 
-def _conclude(done: Done, *, predictions: bool, padding: str) -> RunResult:
+def _conclude(config: FinetuneConfig, done: Done) -> RunResult:
     """Score valid and test with the chosen checkpoint, read back from its folder."""
-    from megabase.models.auto import load_model
-
     plan, metrics = done.plan, {}
     if not done.stopped and plan.evaluations:
         model = load_model(done.chosen, device=done.fabric.device)
-        metrics = measure_splits(done, model, predictions=predictions, padding=padding)
+        metrics = measure_splits(config, done, model)
     batches, stages = cast("LabeledBatches", plan.batches), done.drawn()
     tokens = sum(batches.token_count(stage, 0, count, length) for stage, length, count in stages)
     bases = sum(count for *_, count in stages) * float(plan.splits["train"].lengths.mean())
-    seconds = done.seconds
+    seconds = done.outcome.progress.seconds or math.inf  # nothing is trained in no time
     return RunResult.of(
-        done,
-        metrics,
-        epochs=done.epochs,
-        tokens_per_second=tokens / seconds if seconds else 0.0,
-        bases_per_second=bases / seconds if seconds else 0.0,
-    )
+        done, metrics, epochs=done.epochs, tokens_per_second=tokens / seconds,
+        bases_per_second=bases / seconds,
+    )  # fmt: skip

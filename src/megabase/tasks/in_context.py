@@ -4,40 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import nn
 
 from megabase.data.batches import InContextBatches
 from megabase.data.labeled import LabeledSequences, label_splits, split_rows
 from megabase.data.vocabulary import PAD_ID
 from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
+from megabase.models.adapt.prompt import (
+    PROMPTED_FAMILIES,
+    PromptedModel,
+    PromptSpec,
+    label_letters,
+    read_prompt,
+    save_prompt,
+)
+from megabase.models.auto import load_config, load_model, load_tokenizer
+from megabase.models.base import checkpoint_activations
 from megabase.models.checkpoints.convert import write_model
+from megabase.models.families import family_of
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.labels import InContext
-from megabase.settings import Stage, TrainConfig, part_of
+from megabase.settings import Stage, TrainConfig
 from megabase.tasks.config import InContextConfig
 from megabase.tasks.labeled import answer_metrics
 from megabase.tasks.labeled_data import describe_data, read_files, split_lines
-from megabase.tasks.run import (
-    Done,
-    Plan,
-    RunResult,
-    execute,
-    lay_out,
-)
+from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out
 from megabase.training.evaluation import EvalSet, evaluate
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-    from rich.console import Console
-    from torch import nn
-    from transformers import PreTrainedModel
-
-    from megabase.models.adapt.prompt import PromptSpec
 
 _EVAL_BATCH = 16
 """Queries of a validation batch by default; each is many times as long as its sequence."""
@@ -53,29 +54,10 @@ def in_context(
     the training queries (0 without training), ``vectors``, the soft-prompt tokens, ``letters`` by
     class, and ``tokens`` of a query with its demonstrations and prompt.
     """
-    tune = config.tune
-
-    def conclude(done: Done) -> RunResult:
-        return RunResult.of(done, {} if done.stopped else _measure(done, tune))
-
-    return execute(
-        config, lambda fabric: _plan(config, fabric), conclude, dry_run=dry_run, console=console
-    )
+    return execute(config, _plan, _conclude, dry_run=dry_run, console=console)
 
 
 def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
-    """Build everything a run needs and describe it; writes nothing."""
-    from megabase.models.adapt.prompt import (
-        PROMPTED_FAMILIES,
-        PromptedModel,
-        PromptSpec,
-        label_letters,
-        save_prompt,
-    )
-    from megabase.models.auto import load_config, load_model, load_tokenizer
-    from megabase.models.base import checkpoint_activations
-    from megabase.models.families import family_of
-
     splits, notes = _read_splits(config)
     train, shots, prompts = splits["train"], config.shots, config.tune == "prompt"
     family = family_of(load_config(config.model).model_type)
@@ -102,16 +84,12 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
     limit = getattr(model.config, "max_length", None)
     tokens = _check_length(config.model, limit, shots, length, len(letters), vectors)
     restricted = config.letters == "labels"
-    asked: nn.Module = model
+    asked: Any = model
     if prompts:
         spec = PromptSpec(
-            length=vectors,
-            classes=train.classes,
-            letters=letters,
-            label_ids=ids,
-            end_id=int(tokenizer.sep_token_id),
-            restricted=restricted,
-        )
+            length=vectors, classes=train.classes, letters=letters, label_ids=ids,
+            end_id=int(tokenizer.sep_token_id), restricted=restricted,
+        )  # fmt: skip
         asked = PromptedModel(model, spec, dropout=config.dropout)
     if config.activation_checkpointing:
         checkpoint_activations(model, config.checkpointing_stretch)
@@ -119,27 +97,20 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
     if config.samples is not None and config.samples < len(train):
         rng = np.random.default_rng([config.seed, 1])
         queries = train.take(np.sort(rng.permutation(len(train))[: config.samples]))
-    options: dict[str, Any] = {
-        "letters": letters, "length": length, "shots": shots, "seed": config.seed,
-    }  # fmt: skip
-    batches = InContextBatches(
-        queries, train, shuffle=True, reverse_probability=config.reverse_complement, **options
-    )
-    shown = {s: rows if config.examples == "published" else train for s, rows in splits.items()}
+    build = partial(InContextBatches, letters=letters, length=length, shots=shots, seed=config.seed)
+    batches = build(queries, train, shuffle=True, reverse_probability=config.reverse_complement)
     evaluations = {
         split: EvalSet(
-            data=InContextBatches(rows, shown[split], **options),
-            windows=len(rows),
-            length=batches.longest,
+            data=build(rows, rows if config.examples == "published" else train),
+            windows=len(rows), length=batches.longest,
             objective=InContext(ids, restricted=restricted, prompted=prompts),
             metrics=answer_metrics(metrics.default_metrics("classes"), rows, ids),
         )
         for split, rows in splits.items()
         if split != "train"
-    }
+    }  # fmt: skip
     epochs = None if config.steps is not None else config.epochs
-    settings = part_of(
-        config,
+    settings = config.part(
         TrainConfig,
         stages=(Stage(length=batches.longest, micro_batch=config.micro_batch, epochs=epochs),),
         eval_every=config.eval_every or -(-len(batches) // config.global_batch),
@@ -151,14 +122,9 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
         if not prompts:
             write_model(folder, model, tokenizer, state)
             return
-        save_prompt(
-            asked,  # pyright: ignore[reportArgumentType]
-            folder,
-            model=config.model,
-            state=state,
-            facts={"shots": shots, "examples": "one draw of the training rows"},
-            spec=_fixed_examples(asked.spec, batches, shots),  # pyright: ignore[reportArgumentType]
-        )
+        facts = {"shots": shots, "examples": "one draw of the training rows"}
+        spec = _fixed_examples(asked.spec, batches, shots)
+        save_prompt(asked, folder, model=config.model, state=state, facts=facts, spec=spec)
 
     named = dict(zip(train.classes, letters, strict=True))
     parameters = sum(p.numel() for p in model.parameters())
@@ -175,30 +141,19 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
         f"{length:,} tokens a sequence, {tokens:,} in all",
         *split_lines(splits),
     ]
-    if config.tune != "none":
-        optim = config.optim
+    trains, optim = config.tune != "none", config.optim
+    if trains:
         lines.append(
             f"budget      {schedule.total_steps:,} steps of "
             f"{schedule.at(0).global_batch} queries out of {len(batches):,}; AdamW, "
             f"lr {optim.lr:g} ({optim.schedule}), weight decay {optim.weight_decay:g}"
         )
-    lines += [f"note        {note}" for note in notes]
-    trains = config.tune != "none"
     return Plan(
-        settings=settings,
-        family=family.name,
-        model=asked,
-        batches=batches,
+        settings=settings, family=family.name, model=asked, batches=batches,
         objective=InContext(ids, restricted=restricted, every_answer=True, prompted=prompts),
-        evaluations=evaluations,
-        schedule=schedule,
-        save_model=save,
-        data=describe_data(splits, config.model),
-        text="\n".join([*lines, f"output      {config.output}"]),
-        splits=splits,
-        notes=notes,
-        trains=trains,
-        facts={
+        evaluations=evaluations, schedule=schedule, save_model=save,
+        data=describe_data(splits, config.model), lines=lines, splits=splits, notes=notes,
+        trains=trains, facts={
             "model": config.model, "tune": config.tune, "shots": shots,
             "samples": len(batches) if trains else 0, "vectors": vectors,
             "examples": config.examples, "letters": named, "tokens": tokens,
@@ -233,7 +188,7 @@ def _read_splits(config: InContextConfig) -> tuple[dict[str, LabeledSequences], 
     return {name: splits[name] for name in ("train", "valid", "test") if name in splits}, notes
 
 
-def _check_model(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
+def _check_model(name: str, tokenizer: Any, model: Any) -> None:
     if not isinstance(tokenizer, DNATokenizer):
         raise ConfigError(
             f"demonstrations need one token for each base; the tokenizer of {name} is "
@@ -269,19 +224,16 @@ def _fixed_examples(spec: PromptSpec, batches: InContextBatches, shots: int) -> 
     return replace(spec, examples=examples, block=batches.length, pad_id=PAD_ID)
 
 
-def _measure(done: Done, tune: str) -> dict[str, dict[str, float]]:
-    """Evaluate valid and test queries, with the chosen checkpoint where there is one."""
+def _conclude(config: InContextConfig, done: Done) -> RunResult:
     model: nn.Module = done.plan.model
-    if done.outcome is not None and tune == "all":
-        from megabase.models.auto import load_model
-
-        model = load_model(done.chosen, "causal-lm", device=done.fabric.device)
-    elif done.outcome is not None:
-        from megabase.models.adapt.prompt import read_prompt
-
-        model.load_state_dict(read_prompt(done.chosen).tensors)
     found: dict[str, dict[str, float]] = {}
+    if done.stopped:
+        return RunResult.of(done, found)
+    if config.tune == "all":
+        model = load_model(done.chosen, "causal-lm", device=done.fabric.device)
+    elif config.tune == "prompt":
+        model.load_state_dict(read_prompt(done.chosen).tensors)
     for name, windows in done.plan.evaluations.items():
         scored = evaluate(model, windows, done.plan.settings.eval_batch or 1, done.fabric)
         found[name] = {"loss": scored.loss, **scored.metrics}
-    return found
+    return RunResult.of(done, found)

@@ -5,39 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+from lightning_fabric import Fabric
+from torch import nn
 
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.labeled import LabeledSequences, Ragged
 from megabase.data.leaks import leak_hint
-from megabase.errors import ConfigError
+from megabase.errors import ConfigError, InputError
 from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
 from megabase.genome import alphabet
 from megabase.models.adapt.build import build_encoder
 from megabase.models.heads import HEADS
-from megabase.objectives.labels import (
-    LabelTokens,
-    NucleotideLabels,
-    SequenceLabels,
-    TrackLabels,
-    strict_accuracy,
-)
+from megabase.objectives.labels import LabelTokens, NucleotideLabels, SequenceLabels, TrackLabels
 from megabase.objectives.units import Units
-from megabase.settings import HeadConfig, Stage, StartConfig, TrainConfig, part_of
+from megabase.settings import HeadConfig, Stage, StartConfig, TrainConfig
 from megabase.tasks.config import LabeledConfig
-from megabase.tasks.labeled_data import describe_data, read_splits, split_lines, units_of
+from megabase.tasks.labeled_data import describe_data, read_splits, split_lines
 from megabase.tasks.run import Done, Plan, lay_out, write_arrays
+from megabase.training.checkpoint import SaveModel
 from megabase.training.evaluation import EvalSet, evaluate
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-    from torch import nn
-
-    from megabase.training.checkpoint import SaveModel
-
 
 _EVAL_BATCH = 64
 """Most sequences of a validation batch by default: more are not faster and take memory."""
@@ -62,7 +52,7 @@ class LabeledRun:
         self._config, self.start = config, start
         self.splits = read_splits(config)
         self.train = self.splits["train"]
-        self.units = units_of(config, self.splits)
+        self.units = _units_of(config, self.splits)
         kind = self.train.kind
         names = list(config.metrics or metrics.default_metrics(kind))
         self.monitor = config.monitor or _MONITORS[kind]
@@ -122,7 +112,7 @@ class LabeledRun:
         double = bool(getattr(model.config, "double_sigmoid", False))
         sets = self._batches()
         settings = self._resolved()
-        schedule = lay_out(settings, fabric, sets["train"])
+        schedule, optim = lay_out(settings, fabric, sets["train"]), settings.optim
         if config.predictions:
             _check_predictions(splits, schedule.world)
         beyond = int((self.rows["train", False].lengths > settings.longest).sum())
@@ -132,52 +122,40 @@ class LabeledRun:
                 f"{beyond:,} of {len(self.train):,} training sequences have more tokens than the "
                 f"longest stage, {settings.longest:,}: training never reads their ends"
             )
-        optim, budget = settings.optim, "nothing to train: the frozen model is measured as it is"
-        if trains:
-            budget = f"{schedule.total_steps:,} steps of {schedule.at(0).global_batch} sequences"
         lines = [
-            *first_lines,
-            _label_line(self.train, self.units),
-            *split_lines(splits),
+            *first_lines, _label_line(self.train, self.units), *split_lines(splits),
             f"lengths     {lengths}",
-            f"budget      {budget}",
-        ]
+        ]  # fmt: skip
         if trains:
-            lines.append(
+            lines += [
+                f"budget      {schedule.total_steps:,} steps of {schedule.at(0).global_batch} "
+                "sequences",
                 f"optimizer   AdamW, lr {optim.lr:g} ({optim.schedule}), "
-                f"weight decay {optim.weight_decay:g}, precision {settings.precision}"
-            )
-        if trains and "valid" in splits:
+                f"weight decay {optim.weight_decay:g}, precision {settings.precision}",
+            ]
+        else:
+            lines.append("budget      nothing to train: the frozen model is measured as it is")
+        monitor = self.monitor if trains and "valid" in splits else "none"
+        if monitor != "none":
             lines.append(
-                f"validation  every {settings.eval_every} steps; {self.monitor} chooses the best"
+                f"validation  every {settings.eval_every} steps; {monitor} chooses the best"
             )
-        lines += [f"note        {note}" for note in notes]
+        facts = {
+            "parameters": sum(p.numel() for p in model.parameters()), "kind": self.train.kind,
+            "classes": list(self.train.classes), "monitor": monitor,
+        }  # fmt: skip
         return Plan(
-            settings=settings,
-            family=self.family,
-            model=model,
-            batches=sets["train"],
+            settings=settings, family=self.family, model=model, batches=sets["train"],
             objective=label_tokens or _objective_of(self.train, head, double, self.units),
             evaluations={
                 name: self._evaluation(split, sets[name], double, label_tokens)
                 for name, split in splits.items()
                 if name != "train"
             },
-            schedule=schedule,
-            save_model=save_model,
-            data=describe_data(splits, self.start.trained),
-            text="\n".join([*lines, f"output      {config.output}"]),
-            splits=splits,
-            notes=notes,
-            hints=(leak_hint(splits),),
-            trains=trains,
-            facts={
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "kind": self.train.kind,
-                "classes": list(self.train.classes),
-                "monitor": self.monitor if trains and "valid" in splits else "none",
-            },
-        )
+            schedule=schedule, save_model=save_model, splits=splits, lines=lines, notes=notes,
+            data=describe_data(splits, self.start.trained), hints=(leak_hint(splits),),
+            trains=trains, facts=facts,
+        )  # fmt: skip
 
     def _batches(self) -> dict[str, LabeledBatches]:
         config, head = self._config, self._config.head
@@ -210,8 +188,7 @@ class LabeledRun:
             stages = (Stage(length=self.longest, micro_batch=config.micro_batch, epochs=epochs),)
         by_tokens = max(1, int(config.global_batch_tokens or 1) // self.longest)
         batch = config.global_batch or by_tokens
-        return part_of(
-            config,
+        return config.part(
             TrainConfig,
             stages=stages,
             eval_every=config.eval_every or -(-len(self.train) // batch),
@@ -234,7 +211,7 @@ class LabeledRun:
         if split.kind == "nucleotides":
             return EvalSet(
                 objective=NucleotideLabels(tabulate=True),
-                table_metrics=lambda table: metrics.measure_table(names, split.outputs, table),
+                metrics=lambda table: metrics.measure_table(names, split.outputs, table),
                 **common,
             )
         if self.units is not None:
@@ -253,6 +230,33 @@ class LabeledRun:
         return EvalSet(objective=label_tokens, metrics=measure, **common)
 
 
+def _units_of(config: LabeledConfig, splits: Mapping[str, LabeledSequences]) -> Units | None:
+    """Give the units of numbers whose loss or scale the settings name, and of tracks."""
+    head, genome, train = config.head, config.genome, splits["train"]
+    plain = head.loss is None and head.scale == "linear"
+    if train.kind not in ("regression", "tracks"):
+        if not plain:
+            what = f"head.loss {head.loss}" if head.loss else f"head.scale {head.scale}"
+            raise ConfigError(f"{what} is for numbers, but the labels are {train.kind}")
+        return None
+    if plain and train.kind == "regression":
+        return None
+    for split in splits.values() if head.loss == "poisson" or head.scale == "log1p" else ():
+        low = np.argwhere(split.labels < 0)
+        if len(low):
+            row, column = low[0].tolist()
+            value, name = split.labels[row, column], split.classes[column]
+            if split.kind == "tracks":
+                row = int(np.searchsorted(split.along.offsets, row, "right")) - 1
+            raise InputError(
+                f"{split.where(row)}: {name} is {value:g}; head.loss poisson and head.scale log1p "
+                f"are for counts, and {len(low):,} numbers are below 0"
+            )
+    tracks = {} if train.kind == "regression" else {"bin": train.bin, "statistic": genome.statistic}
+    loss, names = head.loss or "mse", train.classes
+    return Units.fit(loss, head.scale, train.labels, names, **tracks)
+
+
 def answer_metrics(
     names: Sequence[str], rows: LabeledSequences, ids: Sequence[int]
 ) -> Callable[[np.ndarray], dict[str, float]]:
@@ -260,21 +264,18 @@ def answer_metrics(
 
     The published accuracy, ``strict_accuracy``, demands that the answer wins among all tokens.
     """
-    columns = list(ids)
+    columns = np.asarray(ids)
     return lambda outputs: {
         **metrics.measure(names, rows.kind, outputs[:, columns], rows.labels),
-        "strict_accuracy": strict_accuracy(outputs, rows.labels, columns),
+        "strict_accuracy": float((outputs.argmax(axis=1) == columns[rows.labels]).mean()),
     }
 
 
 def _notes_of(splits: Mapping[str, LabeledSequences]) -> list[str]:
-    """Say what a reader of the numbers has to know."""
     if "valid" not in splits:
         return ["no validation rows: the last checkpoint is measured"]
-    if "test" not in splits:
-        return []
-    one, other = splits["valid"].text, splits["test"].text
-    if one.source != other.source or one.intervals != other.intervals:
+    read = [(s.text.source, s.text.intervals) for name, s in splits.items() if name != "train"]
+    if len(read) < 2 or read[0] != read[1]:
         return []
     return [
         "validation and test are the same file: the checkpoint is chosen on the test rows, so "
@@ -283,13 +284,11 @@ def _notes_of(splits: Mapping[str, LabeledSequences]) -> list[str]:
 
 
 def _label_line(train: LabeledSequences, units: Units | None) -> str:
-    """Describe the labels."""
-    counts = train.class_counts()
-    classes = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_MOST_CLASSES])
-    more = ", ..." if len(counts) > _MOST_CLASSES else ""
+    counts = [f"{name} {n:,}" for name, n in train.class_counts().items()]
+    classes = ", ".join(counts[:_MOST_CLASSES]) + ", ..." * (len(counts) > _MOST_CLASSES)
     return (
         f"labels      {train.kind}: {train.outputs} "
-        + (f"({classes}{more})" if counts else "numbers")
+        + (f"({classes})" if counts else "numbers")
         + (", in bases" if train.kind == "nucleotides" else "")
         + ("" if units is None else f" ({', '.join(train.classes)}), {units.said(train.kind)}")
     )
@@ -298,7 +297,6 @@ def _label_line(train: LabeledSequences, units: Units | None) -> str:
 def _objective_of(
     train: LabeledSequences, head: HeadConfig, double_sigmoid: bool, units: Units | None
 ) -> SequenceLabels | NucleotideLabels | TrackLabels:
-    """Give the training loss."""
     weights = head.class_weights
     if weights == "balanced":
         weights = _balanced_weights(train.class_counts())
@@ -322,18 +320,17 @@ def _objective_of(
 
 def _balanced_weights(counts: Mapping[str, int]) -> list[float]:
     """Give every class the weight n / (classes * its examples), so that all weigh the same."""
-    empty = [name for name, count in counts.items() if not count]
-    if empty:
-        raise ConfigError(
-            "head.class_weights is balanced, but no training example is of the class "
-            f"{empty[0]!r}; give the weights as numbers"
-        )
+    for name, count in counts.items():
+        if not count:
+            raise ConfigError(
+                "head.class_weights is balanced, but no training example is of the class "
+                f"{name!r}; give the weights as numbers"
+            )
     total = sum(counts.values())
     return [total / (len(counts) * count) for count in counts.values()]
 
 
 def _check_predictions(splits: Mapping[str, LabeledSequences], world: int) -> None:
-    """Check that predictions of the test bases can be written."""
     text = splits["test"].text if "test" in splits else None
     if splits["train"].kind != "nucleotides" or text is None or text.intervals is None:
         raise ConfigError(
@@ -347,16 +344,10 @@ def _check_predictions(splits: Mapping[str, LabeledSequences], world: int) -> No
 
 
 def measure_splits(
-    done: Done,
-    model: nn.Module,
-    *,
-    predictions: bool = False,
-    padding: str = "right",
-    columns: Sequence[int] | None = None,
+    config: LabeledConfig, done: Done, model: nn.Module, columns: Sequence[int] | None = None
 ) -> dict[str, dict[str, float]]:
     """Give loss and metrics of each split with the chosen model, and write its outputs.
 
-    `predictions` writes those of the test bases, for batches padded on the `padding` side;
     `columns` are the outputs that stand for the classes, None for all in order.
     """
     plan = done.plan
@@ -364,8 +355,9 @@ def measure_splits(
     kept: dict[str, np.ndarray] = {}
     for name, windows in plan.evaluations.items():
         split = plan.splits[name]
-        wanted = predictions and name == "test"
-        said = NucleotidePredictions(split, left=padding == "left") if wanted else None
+        said, left = None, config.head.padding == "left"
+        if config.predictions and name == "test":
+            said = NucleotidePredictions(split, left=left)
         windows = replace(windows, on_batch=said)
         if windows.metrics is not None and getattr(windows.objective, "units", None) is not None:
             windows = replace(windows, metrics=partial(cast("Any", windows.metrics), detail=True))

@@ -28,7 +28,6 @@ from megabase.data.labeled import (
 from megabase.data.regions import Regions, regions_of, split_genome
 from megabase.errors import ConfigError, InputError
 from megabase.genome.store import Genome
-from megabase.objectives.units import Units
 from megabase.tasks.config import ExamplesConfig, GenomeConfig, LabeledConfig
 
 _STORE = ".mb"
@@ -47,13 +46,8 @@ def read_files(
         given = {name: given[name] or inside.get(name) for name in splits}
         given["train"] = inside["train"]
     table = config.table
-    return {
-        name: read_text(
-            path, sequence=table.sequence, label=table.label, fasta_label=table.fasta_label
-        )
-        for name, path in given.items()
-        if path is not None
-    }
+    how = {"sequence": table.sequence, "label": table.label, "fasta_label": table.fasta_label}
+    return {name: read_text(path, **how) for name, path in given.items() if path is not None}
 
 
 def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
@@ -73,11 +67,9 @@ def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     if "valid" not in splits and fraction:
         if table.validation_split == "published":
             cut, kept = published_split(len(train), config.seed, (fraction, 1 - fraction))
-        else:
-            # A row with a class for every base has no class of its own.
-            one_each = train.kind != "nucleotides"
-            labels = train.labels if one_each else np.zeros((len(train), 1))
-            kept, cut = split_rows(labels, fraction, config.seed)
+        else:  # a row with a class for every base has no class of its own
+            one = np.zeros((len(train), 1)) if train.kind == "nucleotides" else train.labels
+            kept, cut = split_rows(one, fraction, config.seed)
         splits.update(train=train.take(kept), valid=train.take(cut))
     for name, split in splits.items():
         if split.unknown and split.unknown == split.labels.size:
@@ -86,36 +78,6 @@ def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
                 "nothing can be measured on them"
             )
     return splits
-
-
-def units_of(config: LabeledConfig, splits: Mapping[str, LabeledSequences]) -> Units | None:
-    """Give the units of numbers whose loss or scale the settings name, and of tracks.
-
-    A ConfigError when labels are not numbers, an InputError for one below 0 where counts are due.
-    """
-    head, genome, train = config.head, config.genome, splits["train"]
-    plain = head.loss is None and head.scale == "linear"
-    if train.kind not in ("regression", "tracks"):
-        if not plain:
-            what = f"head.loss {head.loss}" if head.loss else f"head.scale {head.scale}"
-            raise ConfigError(f"{what} is for numbers, but the labels are {train.kind}")
-        return None
-    if plain and train.kind == "regression":
-        return None
-    for split in splits.values() if head.loss == "poisson" or head.scale == "log1p" else ():
-        low = np.argwhere(split.labels < 0)
-        if len(low):
-            row, column = low[0].tolist()
-            value, name = split.labels[row, column], split.classes[column]
-            if split.kind == "tracks":
-                row = int(np.searchsorted(split.along.offsets, row, "right")) - 1
-            raise InputError(
-                f"{split.where(row)}: {name} is {value:g}; head.loss poisson and head.scale log1p "
-                f"are for counts, and {len(low):,} numbers are below 0"
-            )
-    tracks = {} if train.kind == "regression" else {"bin": train.bin, "statistic": genome.statistic}
-    loss, names = head.loss or "mse", train.classes
-    return Units.fit(loss, head.scale, train.labels, names, **tracks)
 
 
 def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
@@ -131,22 +93,18 @@ def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
 
     files = {"valid": config.valid, "test": config.test}
     named = {name: read(path) for name, path in files.items() if path is not None}
-    twice = [name for name in named if getattr(genome, name)]
-    if twice:
-        raise ConfigError(
-            f"{twice[0]} and genome.{twice[0]} are both given; name a file of intervals, or places "
-            "whose rows are taken from train"
-        )
-    parts = divide_rows(
-        read(config.train),
-        store,
-        regions_of(store, genome.train) if genome.train else None,
-        regions_of(store, genome.valid),
-        regions_of(store, genome.test),
-    )
-    empty = [name for name in files if getattr(genome, name) and name not in parts]
-    if empty:
-        raise InputError(f"no interval of {config.train} touches the places of genome.{empty[0]}")
+    for name in named:
+        if getattr(genome, name):
+            raise ConfigError(
+                f"{name} and genome.{name} are both given; name a file of intervals, or places "
+                "whose rows are taken from train"
+            )
+    places = {name: regions_of(store, getattr(genome, name)) for name in ("train", *files)}
+    train = places["train"] if genome.train else None
+    parts = divide_rows(read(config.train), store, train, places["valid"], places["test"])
+    for name in files:
+        if getattr(genome, name) and name not in parts:
+            raise InputError(f"no interval of {config.train} touches the places of genome.{name}")
     return {**parts, **named}
 
 
@@ -183,19 +141,14 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
         )
     if own.get("test"):
         regions["test"] = split["test"]
-    source = _source(genome, store)
     length = genome.length or max(genome.bin, _WINDOW // genome.bin * genome.bin)
-    found = {
-        name: label_windows(store, part, source, length=length, flank=genome.flank)
-        for name, part in regions.items()
-    }
+    source, size = _source(genome, store), {"length": length, "flank": genome.flank}
+    found = {name: label_windows(store, part, source, **size) for name, part in regions.items()}
     for name, path in others.items():
         if path is not None:
-            other = Genome(path)
-            chosen = places[name]
+            other, chosen = Genome(path), places[name]
             part = regions_of(other, chosen) if chosen else Regions.whole(other.lengths)
-            source = _source(genome, other)
-            found[name] = label_windows(other, part, source, length=length, flank=genome.flank)
+            found[name] = label_windows(other, part, _source(genome, other), **size)
     empty = [name for name, count in found["train"].class_counts().items() if not count]
     if empty:
         raise InputError(
@@ -206,7 +159,6 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
 
 
 def _source(genome: GenomeConfig, store: Genome) -> Any:
-    """Open the tracks, or read the features, that give bases their labels."""
     if genome.tracks:
         return read_tracks(
             store, genome.tracks, bin=genome.bin, statistic=genome.statistic, missing=genome.missing
@@ -252,8 +204,8 @@ def start_record(model: str | None) -> dict[str, str]:
 
 def describe_data(splits: Mapping[str, LabeledSequences], model: str | None) -> dict[str, Any]:
     """Give what a run is made from: its rows and the model it starts from, with checksums."""
-    described: dict[str, Any] = {"kind": splits["train"].kind}
-    described["classes"] = list(splits["train"].classes)
+    train = splits["train"]
+    described: dict[str, Any] = {"kind": train.kind, "classes": list(train.classes)}
     if model is not None:
         described["start"] = start_record(model)
     for name, split in splits.items():

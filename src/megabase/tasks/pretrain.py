@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning_fabric import Fabric
+from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
 from megabase.data.regions import Regions, read_intervals, split_genome
@@ -31,7 +33,7 @@ from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.base import OBJECTIVES, Objective
 from megabase.objectives.language import CausalLM
 from megabase.parallel import context_parallel
-from megabase.settings import TrainConfig, part_of
+from megabase.settings import TrainConfig
 from megabase.tasks.config import DataConfig, ObjectiveConfig, PretrainConfig
 from megabase.tasks.labeled_data import start_record
 from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out
@@ -40,8 +42,6 @@ from megabase.training.process import MAPPED_PARTS, keep_freed_memory
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-    from rich.console import Console
     from transformers import PreTrainedModel
 
 _EVAL_SEED = 20
@@ -55,40 +55,20 @@ def pretrain(
 ) -> RunResult | None:
     """Train a language model on a genome; ``valid`` of the result has the best loss (in nats).
 
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    dry_run
-        Stop after the plan, before anything is written; the result is then None.
-    console
-        Where to show the plan and the progress; None shows nothing.
-
-    Raises
-    ------
-    MegabaseError
-        For settings, data or a folder that cannot be used, too many non-finite steps, or a
-        checkpoint that cannot be written.
+    Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`.
     """
-    return execute(
-        config,
-        lambda fabric: _plan(config, fabric),
-        _conclude,
-        dry_run=dry_run,
-        console=console,
-    )
+    return execute(config, _plan, _conclude, dry_run=dry_run, console=console)
 
 
-def _conclude(done: Done) -> RunResult:
+def _conclude(_: PretrainConfig, done: Done) -> RunResult:
     """Give what validation has measured; the test regions are left to ``megabase evaluate``."""
-    loss = done.outcome.progress.best_loss if done.outcome is not None else None
+    loss = done.outcome.progress.best_loss
     found = {} if loss is None else {"valid": {"loss": loss, "perplexity": np.exp(loss).item()}}
     windows = {name: one.windows for name, one in done.plan.evaluations.items()}
     return RunResult.of(done, found, rows=windows)
 
 
 def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
-    """Build everything a run needs and describe it; writes nothing."""
     data, objective = config.data, _objective(config.objective)
     torch.manual_seed(config.seed)
     model = build_language_model(config.model, config.longest, config.objective.name)
@@ -99,9 +79,10 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
     split, source = _build_source(data, store, config.seed)
     windows = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
     eval_batch = config.eval_batch or config.stages[-1].micro_batch
-    settings = part_of(config, TrainConfig, eval_batch=eval_batch)
+    settings = config.part(TrainConfig, eval_batch=eval_batch)
     schedule = lay_out(settings, fabric, windows)
-    _try_windows(windows, schedule)
+    for point, _ in schedule.stages():  # a length without windows fails before step 1
+        windows.batch(point.stage, np.zeros(1, dtype=np.int64), point.length)
     validation = None
     if config.eval_every is not None and len(split["validation"]):
         # Plain loss over the targets, whatever the training weighs.
@@ -110,20 +91,15 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
             store, split, plain, data.eval_length or config.longest, data.eval_windows
         )
     if config.devices.context_parallel > 1:
-        evaluated = [] if validation is None else [validation]
-        _share(
-            model,
-            [objective, *(one.objective for one in evaluated)],
-            fabric,
-            settings,
-            [point.length for point, _ in schedule.stages()] + [o.length for o in evaluated],
-        )
+        lengths, objectives = [point.length for point, _ in schedule.stages()], [objective]
+        if validation is not None:
+            lengths, objectives = [*lengths, validation.length], [objective, validation.objective]
+        _share(model, objectives, fabric, settings, lengths)
     need = _largest(model, settings, schedule, on_cpu=fabric.device.type == "cpu")
     available = available_bytes(fabric.device)
     if fabric.device.type == "cpu":
         processes = schedule.world * config.devices.context_parallel
         available //= max(1, processes // config.devices.nodes)
-    notes = _notes(windows, schedule, split)
     facts = _data_facts(data.windows, store, split, validation)
     if config.model.init_from is not None:
         facts["start"] = start_record(config.model.init_from)
@@ -139,40 +115,27 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
         f"{split['train'].total:,} bases to train on, {split['validation'].total:,} for "
         f"validation, {split['test'].total:,} for test; windows {data.windows}",
         *_schedule_lines(settings, schedule),
-        "validation  "
-        + (
-            f"{validation.windows} windows of {validation.length:,} every {config.eval_every} steps"
-            if validation
-            else "none"
-        ),
+        "validation  none"
+        if validation is None
+        else f"validation  {validation.windows} windows of {validation.length:,} every "
+        f"{config.eval_every} steps",
         f"memory      about {need['total'] / 1e9:.2f} GB in each process "
         f"(activations {need['activations'] / 1e9:.2f}, convolution {need['workspace'] / 1e9:.2f}, "
         f"weights, gradients and optimizer "
         f"{(need['parameters'] + need['gradients'] + need['optimizer']) / 1e9:.2f}); "
         f"{available / 1e9:.1f} GB available",
-        f"output      {config.output}",
-        *(f"note        {note}" for note in notes),
     ]
     # As it was trained: bases only, padded on the right.
-    tokenizer = DNATokenizer(
-        model_max_length=getattr(model.config, "max_length", None),
-        special_tokens="none",
-        padding_side="right",
-    )
+    limit = getattr(model.config, "max_length", None)
+    tokenizer = DNATokenizer(model_max_length=limit, special_tokens="none", padding_side="right")
     return Plan(
-        settings=settings,
-        family=str(getattr(model.config, "model_type", "")),
-        model=model,
-        batches=windows,
-        objective=objective,
+        settings=settings, family=str(getattr(model.config, "model_type", "")), model=model,
+        batches=windows, objective=objective, schedule=schedule, data=facts, lines=lines,
         evaluations={} if validation is None else {"valid": validation},
-        schedule=schedule,
         save_model=lambda folder, state: write_model(folder, model, tokenizer, state),
-        data=facts,
-        text="\n".join(lines),
-        notes=notes,
+        notes=_notes(windows, schedule, split),
         refusal=refusal if need["total"] > available and not config.force else None,
-    )
+    )  # fmt: skip
 
 
 def _share(
@@ -206,9 +169,7 @@ def _check_lengths(config: PretrainConfig, model: PreTrainedModel) -> None:
     """Refuse stages and validation windows that are longer than the model's longest input."""
     limit = getattr(model.config, "max_length", None)
     lengths = {f"stages[{i}].length": stage.length for i, stage in enumerate(config.stages)}
-    if config.data.eval_length is not None:
-        lengths["data.eval_length"] = config.data.eval_length
-    for name, length in lengths.items():
+    for name, length in (*lengths.items(), ("data.eval_length", config.data.eval_length or 0)):
         if limit is not None and length > limit:
             raise ConfigError(
                 f"{name} is {length:,}, above the longest input of the model, {limit:,}; "
@@ -218,13 +179,11 @@ def _check_lengths(config: PretrainConfig, model: PreTrainedModel) -> None:
 
 def _objective(spec: ObjectiveConfig) -> Objective:
     """Build the objective; a ConfigError for an option that it does not have."""
-    make = OBJECTIVES[spec.name]
+    make, count = OBJECTIVES[spec.name], spec.count_n_and_padding
     given = {
-        "soft_mask_weight": spec.soft_mask_weight,
-        "special_tokens": spec.special_tokens,
-        "include_n": spec.count_n_and_padding,
-        "include_padding": spec.count_n_and_padding,
-    }
+        "soft_mask_weight": spec.soft_mask_weight, "special_tokens": spec.special_tokens,
+        "include_n": count, "include_padding": count,
+    }  # fmt: skip
     taken = inspect.signature(make).parameters
     try:
         return make(**{name: given[name] for name in given if name in taken} | spec.options)
@@ -235,7 +194,6 @@ def _objective(spec: ObjectiveConfig) -> Objective:
 def _build_source(
     data: DataConfig, store: Genome, seed: int
 ) -> tuple[dict[str, Regions], WindowSource]:
-    """Give the split of the genome and the training windows."""
     split = split_genome(
         store, include=data.include, exclude=data.exclude, validation=data.validation,
         test=data.test,
@@ -261,33 +219,23 @@ def _build_source(
     )
 
 
-def _try_windows(windows: GenomeWindows, schedule: LengthSchedule) -> None:
-    """Read one window of every stage, so that a length without windows fails before step 1."""
-    for point, _ in schedule.stages():
-        windows.batch(point.stage, np.zeros(1, dtype=np.int64), point.length)
-
-
 def _notes(
     windows: GenomeWindows, schedule: LengthSchedule, split: dict[str, Regions]
 ) -> list[str]:
     """Say what the published way of cutting windows does not prevent."""
-    source, notes = windows.source, []
-    if isinstance(source, IntervalWindows):
-        held_out = split["validation"].union(split["test"])
-        for point, _ in schedule.stages():
-            found = source.touching(held_out, point.length, windows.extra)
-            if found:
-                notes.append(
-                    f"{found:,} of {windows.epoch_size(point.length):,} training windows of length "
-                    f"{point.length:,} reach into held-out positions, as lengthened intervals may"
-                )
-    return notes
+    source, held_out = windows.source, split["validation"].union(split["test"])
+    return [
+        f"{found:,} of {windows.epoch_size(point.length):,} training windows of length "
+        f"{point.length:,} reach into held-out positions, as lengthened intervals may"
+        for point, _ in schedule.stages()
+        if isinstance(source, IntervalWindows)
+        and (found := source.touching(held_out, point.length, windows.extra))
+    ]
 
 
 def _validation(
     store: Genome, split: dict[str, Regions], objective: Objective, length: int, most: int | None
 ) -> EvalSet:
-    """Give at most `most` (None: all) validation windows of a length."""
     source = TiledWindows(split["validation"], seed=_EVAL_SEED, shuffle=True, last="drop")
     data = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
     windows = data.epoch_size(length) or 0
@@ -303,7 +251,6 @@ def _validation(
 def _largest(
     model: PreTrainedModel, settings: TrainConfig, schedule: LengthSchedule, *, on_cpu: bool
 ) -> dict[str, int]:
-    """Estimate the memory of the stage that needs most."""
     config: Any = model.config
     shape = {
         "parameters": model.num_parameters(),
@@ -367,31 +314,22 @@ def _data_facts(
         "genome": {"name": store.name, "path": str(store.path), "sha256": store.checksum},
         "contigs": {contig.name: contig.length for contig in store.contigs},
         "windows": windows,
-        "splits": {
-            name: {
-                "bases": regions.total,
-                "number_of_regions": len(regions),
-                "sha256": _digest(regions),
-                "regions": _written_out(store, regions),
-            }
-            for name, regions in split.items()
-        },
+        "splits": {name: _region_facts(store, regions) for name, regions in split.items()},
         "validation": (
             {"windows": validation.windows, "length": validation.length} if validation else None
         ),
     }
 
 
-def _digest(regions: Regions) -> str:
-    digest = hashlib.sha256()
-    for column in (regions.contig, regions.start, regions.end):
-        digest.update(column.astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
-def _written_out(store: Genome, regions: Regions) -> list[str]:
-    """Write the first regions as people do, 1-based with both ends."""
-    first = slice(_LISTED_REGIONS)
+def _region_facts(store: Genome, regions: Regions) -> dict[str, Any]:
+    """Count regions, and write the first as people do, 1-based with both ends."""
     columns = (regions.contig, regions.start, regions.end)
-    rows = zip(*(column[first].tolist() for column in columns), strict=True)
-    return [f"{store.contigs[contig].name}:{start + 1:,}-{end:,}" for contig, start, end in rows]
+    digest = hashlib.sha256(b"".join(column.astype("<i8").tobytes() for column in columns))
+    rows = zip(*(column[:_LISTED_REGIONS].tolist() for column in columns), strict=True)
+    names = [contig.name for contig in store.contigs]
+    return {
+        "bases": regions.total,
+        "number_of_regions": len(regions),
+        "sha256": digest.hexdigest(),
+        "regions": [f"{names[contig]}:{start + 1:,}-{end:,}" for contig, start, end in rows],
+    }

@@ -8,26 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from rich.console import Console
 
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import ConfigError, InputError, ModelError
 from megabase.genome.files import write_whole
+from megabase.models.adapt.prompt import (
+    PROMPT_FILES,
+    PROMPTED_FAMILIES,
+    PromptedModel,
+    PromptSpec,
+    label_letters,
+    load_prompt,
+    save_prompt,
+)
+from megabase.models.auto import load_model
+from megabase.models.base import checkpoint_activations
 from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.objectives.labels import LabelTokens
 from megabase.settings import StartConfig
 from megabase.tasks.config import PromptConfig, PromptSettings
 from megabase.tasks.labeled import LabeledRun, measure_splits
 from megabase.tasks.run import Done, Plan, RunResult, execute
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-    from rich.console import Console
-
-    from megabase.models.adapt.prompt import PromptedModel, PromptSpec
 
 
 def learn_prompt(
@@ -39,37 +46,24 @@ def learn_prompt(
     the speeds; with ``model``, ``length`` in soft-prompt tokens, ``position``, ``answer`` and
     ``prompt_bytes``, the size of the prompt that is saved in ``prompt``.
     """
-    model, predictions, padding = config.model, config.predictions, config.head.padding
+    return execute(config, _plan, _conclude, dry_run=dry_run, console=console)
 
-    def conclude(done: Done) -> RunResult:
-        found: dict[str, dict[str, float]] = {}
-        if not done.stopped:
-            prompted = _keep_best(done)
-            spec = prompted.spec
-            columns = list(spec.label_ids) if spec.answer == "label_tokens" else None
-            found = measure_splits(
-                done, prompted, predictions=predictions, padding=padding, columns=columns
-            )
-        prompted, folder = done.plan.model, done.run / "prompt"
-        return RunResult.of(
-            done, found, model=model, length=prompted.spec.length,
-            position=prompted.spec.position, answer=prompted.spec.answer,
-            parameters=sum(p.numel() for p in prompted.model.parameters()),
-            epochs=done.epochs,
-            prompt_bytes=sum(file.stat().st_size for file in folder.glob("*")),
-        )  # fmt: skip
 
-    return execute(
-        config, lambda fabric: _plan(config, fabric), conclude, dry_run=dry_run, console=console
-    )
+def _conclude(config: PromptConfig, done: Done) -> RunResult:
+    found: dict[str, dict[str, float]] = {}
+    spec = done.plan.model.spec
+    if not done.stopped:
+        columns = list(spec.label_ids) if spec.answer == "label_tokens" else None
+        found = measure_splits(config, done, _keep_best(done), columns)
+    return RunResult.of(
+        done, found, model=config.model, length=spec.length, position=spec.position,
+        answer=spec.answer, parameters=sum(p.numel() for p in done.plan.model.model.parameters()),
+        epochs=done.epochs,
+        prompt_bytes=sum(file.stat().st_size for file in (done.run / "prompt").glob("*")),
+    )  # fmt: skip
 
 
 def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
-    """Build everything a run needs and describe it; writes nothing."""
-    from megabase.models.adapt.prompt import PROMPTED_FAMILIES, PromptedModel, save_prompt
-    from megabase.models.auto import load_model
-    from megabase.models.base import checkpoint_activations
-
     head = config.head
     run = LabeledRun(config, StartConfig(model=config.model), "sequence-classification")
     if run.family not in PROMPTED_FAMILIES:
@@ -115,8 +109,6 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
 def _spec(
     settings: PromptSettings, pooling: str | None, tokens: TokenEncoder, train: LabeledSequences
 ) -> PromptSpec:
-    from megabase.models.adapt.prompt import PromptSpec, label_letters
-
     spec: dict[str, Any] = {
         "length": settings.length, "position": settings.position, "answer": settings.answer,
         "classes": train.classes, "kind": train.kind,
@@ -196,12 +188,10 @@ def _model_lines(
 
 def _keep_best(done: Done) -> PromptedModel:
     """Copy the chosen prompt to ``run/prompt``, without the training state; read it from there."""
-    from megabase.models.adapt.prompt import PROMPT_FILES, load_prompt
-
     target = done.run / "prompt"
     if done.fabric.global_rank == 0:
         target.mkdir(exist_ok=True)
-        if done.outcome is None:
+        if not done.plan.trains:
             done.plan.save_model(target, {})
         else:
             for name in PROMPT_FILES:

@@ -28,8 +28,6 @@ _RECORDS = ("config.yaml", "data.json", "environment.json", "result.json", "eval
 """What a run wrote about itself, published beside the model."""
 _ABSOLUTE = re.compile(r"(?<![\w.:/`~-])/(?:[^\s\"',:/]+/)+([^\s\"',:/]+)")
 """A path from the root on, not a part of an address or of a relative path."""
-_TASKS = {"causal-lm": "text-generation", "masked-lm": "fill-mask"}
-"""Names of the Hub for what a model does; the others are ``text-classification``."""
 _LOADS = """
 import sys, torch, megabase.models
 from transformers import AutoConfig, AutoTokenizer
@@ -41,34 +39,25 @@ ids = tokenizer("ACGT" * 8, return_tensors="pt")
 assert torch.isfinite(model(input_ids=ids["input_ids"]).logits).all()
 """
 """Run in a process of its own: what a reader of the card does first."""
-_AUTO = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM",
-         "sequence-classification": "AutoModelForSequenceClassification",
-         "token-classification": "AutoModelForTokenClassification"}  # fmt: skip
-"""Classes of transformers by what a model is for."""
+_AUTO = {
+    "causal-lm": ("AutoModelForCausalLM", "text-generation"),
+    "masked-lm": ("AutoModelForMaskedLM", "fill-mask"),
+    "sequence-classification": ("AutoModelForSequenceClassification", "text-classification"),
+    "token-classification": ("AutoModelForTokenClassification", "text-classification"),
+}
+"""Class of transformers and name of the Hub by what a model is for."""
+_OTHER = ("AutoModel", "text-classification")
+"""Those of other models."""
 
 
 def publish(
     run: str | Path, name: str, folder: str | Path, *, license: str, overwrite: bool = False
 ) -> Path:
-    """Write the folder that :func:`upload` sends: model, records and ``README.md``.
+    """Write the folder that is sent to the Hub: model, records and ``README.md``.
 
-    Parameters
-    ----------
-    run
-        Run folder of pretraining or fine-tuning.
-    name
-        ``owner/name`` on the Hub, for the examples of the card.
-    folder
-        Where it is written.
-    license
-        SPDX name, such as ``apache-2.0``.
-    overwrite
-        Replace a folder of an earlier call.
-
-    Raises
-    ------
-    RunError, ModelError
-        When there is no finished model in the run, or its folder does not load in a new process.
+    `run` is a folder of pretraining or fine-tuning, `name` ``owner/name`` on the Hub, `license` an
+    SPDX name; `overwrite` replaces a folder of an earlier call. A RunError or ModelError when there
+    is no finished model in the run, or its folder does not load in a new process.
     """
     if name.count("/") != 1 or not all(name.split("/")):
         raise ConfigError(f"a model on the Hub is named owner/name; found {name!r}")
@@ -97,25 +86,12 @@ def publish(
 
     about = describe(str(checkpoint))
     write_whole(target / "README.md", _without_folders(_card(source, name, license, about)))
-    auto = _AUTO.get(about["kind"], "AutoModel")
-    tried = subprocess.run(
-        [sys.executable, "-c", _LOADS, str(target), auto],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    auto, _ = _AUTO.get(about["kind"], _OTHER)
+    command = [sys.executable, "-c", _LOADS, str(target), auto]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
     if tried.returncode:
         raise ModelError(f"{target}: does not load in a new process: {tried.stderr.strip()[-500:]}")
     return target
-
-
-def upload(folder: str | Path, name: str, *, private: bool = False) -> str:
-    """Send a folder of :func:`publish` to the Hub; give its address. Needs ``hf auth login``."""
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
-    hub.create_repo(name, private=private, exist_ok=True)
-    return str(hub.upload_folder(repo_id=name, folder_path=str(folder)))
 
 
 def _without_folders(text: str) -> str:
@@ -127,18 +103,18 @@ def _card(run: RunFolder, name: str, license: str, about: dict[str, Any]) -> str
     """Write the card: metadata of the Hub, then what a person reads."""
     from huggingface_hub import ModelCardData
 
-    config, data = run.config(), run.record("data.json")
-    results = list(_results(run, data))
+    config, data, environment = (
+        run.config(), run.record("data.json"), run.record("environment.json")
+    )  # fmt: skip
+    results, (auto, pipeline) = list(_results(run, data)), _AUTO.get(about["kind"], _OTHER)
     start = str(config.get("model")) if isinstance(config.get("model"), str) else None
     card = ModelCardData(
         license=license, library_name="transformers", tags=["megabase", "dna", "genomics"],
-        pipeline_tag=_TASKS.get(about["kind"], "text-classification"), model_name=name,
+        pipeline_tag=pipeline, model_name=name,
         base_model=start if start is not None and start.count("/") == 1 else None,
         eval_results=[one for one, _ in results] or None,
     )  # fmt: skip
-    environment = run.record("environment.json")
     command = shlex.join(environment.get("command") or ["megabase"])
-    auto = _AUTO.get(about["kind"], "AutoModel")
     rows = "\n".join(
         f"| {one.dataset_name} | {one.metric_name} | {one.metric_value:.4g} | {text} |"
         for one, text in results
@@ -222,6 +198,6 @@ def _results(run: RunFolder, data: dict[str, Any]) -> Iterator[tuple[Any, str]]:
     if (run.path / "evaluation.json").is_file():
         found = read_json(run.path / "evaluation.json", RunError)
         measure = found["overall"]
-        rows = f"{measure['targets']:,} bases"
         value = measure["perplexity_acgt"]
-        yield of("text-generation", genome or "genome", "test", "perplexity", value), rows
+        one = of("text-generation", genome or "genome", "test", "perplexity", value)
+        yield one, f"{measure['targets']:,} bases"

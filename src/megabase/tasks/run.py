@@ -7,28 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
+from lightning_fabric import Fabric
+from rich.console import Console
 
+from megabase.data.labeled import LabeledSequences
 from megabase.errors import ConfigError
 from megabase.genome.files import atomic_file, write_json
+from megabase.objectives.base import Objective
 from megabase.ops.kernels import slower_than_possible
 from megabase.settings import RunConfig, TrainConfig
 from megabase.tasks.config import to_yaml
+from megabase.training.checkpoint import Progress, SaveModel
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import Batches, EvalSet
 from megabase.training.process import build_fabric
 from megabase.training.run_folder import RunFolder, check_run, started_run
 from megabase.training.schedule import LengthSchedule
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-    from rich.console import Console
-
-    from megabase.data.labeled import LabeledSequences
-    from megabase.objectives.base import Objective
-    from megabase.training.checkpoint import SaveModel
+_Config = TypeVar("_Config", bound=RunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +46,21 @@ class Plan:
     """Validation (``valid``) and test."""
     schedule: LengthSchedule
     save_model: SaveModel
-    """Writes the model into a checkpoint."""
     data: Mapping[str, Any]
     """What the run is made from, for ``data.json``."""
-    text: str
-    """All of it for people."""
+    lines: Sequence[str]
+    """All of it for people, above notes and hints."""
     splits: Mapping[str, LabeledSequences] = field(default_factory=dict)
     """Labeled sequences of train, and of valid and test where they exist."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers has to know."""
     hints: Sequence[str | None] = ()
-    """Advice to print below the plan."""
     refusal: str | None = None
     """Why the run must not start, if so."""
     trains: bool = True
     """Whether there is anything to train."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the result that are known beforehand."""
-
-    @property
-    def trained_parameters(self) -> int:
-        """Number of parameters that are trained."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
 class Done(NamedTuple):
@@ -78,25 +70,15 @@ class Done(NamedTuple):
     run: Path
     """Its folder."""
     fabric: Fabric
-    outcome: FitResult | None
-    """How training ended; None when there was nothing to train."""
+    outcome: FitResult
+    """How training ended; nothing is done when there was nothing to train."""
     started: float
     """``time.perf_counter()`` at the beginning of the call."""
 
     @property
     def stopped(self) -> bool:
         """Whether a signal ended the run early."""
-        return self.outcome is not None and self.outcome.signal is not None
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps done."""
-        return self.outcome.progress.step if self.outcome is not None else 0
-
-    @property
-    def seconds(self) -> float:
-        """Time of the training steps."""
-        return self.outcome.progress.seconds if self.outcome is not None else 0.0
+        return self.outcome.signal is not None
 
     @property
     def epochs(self) -> float:
@@ -105,7 +87,7 @@ class Done(NamedTuple):
 
     def drawn(self) -> list[tuple[int, int, int]]:
         """Give number, length and trained sequences of every stage."""
-        left, found = self.steps, []
+        left, found = self.outcome.progress.step, []
         for point, steps in self.plan.schedule.stages():
             steps = min(steps, left)
             left -= steps
@@ -122,53 +104,27 @@ class Done(NamedTuple):
 class RunResult(SimpleNamespace):
     """What a run that is measured comes to; written to ``result.json``.
 
-    Beside these fields it has those that its verb names.
+    Fields are ``run`` (its folder), ``family``, ``trained_parameters``, ``rows`` (sequences of each
+    split), ``steps``, ``best_step`` (of the checkpoint that was measured; None without validation
+    or training), ``trained_tokens`` and ``training_seconds`` over all sessions of the run,
+    ``seconds`` of the whole call, ``valid`` and ``test`` (loss and metrics),
+    ``notes`` (what a reader of the numbers has to know), ``signal`` (that stopped the run early;
+    then nothing was measured), and those that its verb names.
     """
-
-    run: str
-    """Run folder."""
-    family: str
-    trained_parameters: int
-    rows: dict[str, int]
-    """Sequences of each split."""
-    steps: int
-    best_step: int | None
-    """Step of the checkpoint that was measured; None without validation or training."""
-    trained_tokens: int
-    """Input positions that training has read."""
-    training_seconds: float
-    """Time of the training steps, over all sessions of the run."""
-    seconds: float
-    """Time of the whole call: reading, training, validation, test."""
-    valid: dict[str, float]
-    """Loss and metrics of the validation rows."""
-    test: dict[str, float]
-    """Loss and metrics of the test rows."""
-    notes: list[str]
-    """What a reader of the numbers has to know."""
-    signal: int | None
-    """Signal that stopped the run early; then nothing was measured."""
 
     @classmethod
     def of(cls, done: Done, metrics: Mapping[str, dict[str, float]], **more: Any) -> Self:
         """Build the result of a run from its metrics by split; `more` are fields of the verb."""
-        plan, outcome = done.plan, done.outcome
-        measured = outcome is not None and "valid" in plan.evaluations
+        plan, progress = done.plan, done.outcome.progress
+        trained = (p.numel() for p in plan.model.parameters() if p.requires_grad and plan.trains)
         facts: dict[str, Any] = {
-            "run": plan.settings.output,
-            "family": plan.family,
-            "trained_parameters": plan.trained_parameters if outcome is not None else 0,
+            "run": plan.settings.output, "family": plan.family, "trained_parameters": sum(trained),
             "rows": {name: len(split) for name, split in plan.splits.items()},
-            "steps": done.steps,
-            "best_step": outcome.progress.best_step if outcome is not None and measured else None,
-            "trained_tokens": outcome.progress.tokens if outcome is not None else 0,
-            "training_seconds": done.seconds,
-            "seconds": time.perf_counter() - done.started,
-            "valid": metrics.get("valid", {}),
-            "test": metrics.get("test", {}),
-            "notes": plan.notes,
-            "signal": outcome.signal if outcome is not None else None,
-        }
+            "steps": progress.step, "best_step": progress.best_step,
+            "trained_tokens": progress.tokens, "training_seconds": progress.seconds,
+            "seconds": time.perf_counter() - done.started, "valid": metrics.get("valid", {}),
+            "test": metrics.get("test", {}), "notes": plan.notes, "signal": done.outcome.signal,
+        }  # fmt: skip
         return cls(**{**facts, **plan.facts, **more})
 
 
@@ -189,9 +145,9 @@ def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSc
 
 
 def execute(
-    config: RunConfig,
-    prepare: Callable[[Fabric], Plan],
-    conclude: Callable[[Done], RunResult],
+    config: _Config,
+    prepare: Callable[[_Config, Fabric], Plan],
+    conclude: Callable[[_Config, Done], RunResult],
     *,
     dry_run: bool = False,
     console: Console | None = None,
@@ -208,12 +164,13 @@ def execute(
     fabric = build_fabric(config.devices, config.precision)
     if not dry_run:
         fabric.launch()
-    plan = prepare(fabric)
+    plan = prepare(config, fabric)
     show = console if fabric.global_rank == 0 else None
     if show is not None:
-        told = [f"resumed with another setting: {change}" for change in changes]
+        told = [f"note        {note}" for note in plan.notes] + [f"output      {config.output}"]
+        told += [f"resumed with another setting: {change}" for change in changes]
         hints = (slower_than_possible(plan.model, fabric.device), *plan.hints)
-        for line in (plan.text, *told, *filter(None, hints)):
+        for line in (*plan.lines, *told, *filter(None, hints)):
             show.print(line, markup=False, highlight=False, soft_wrap=True)
     if plan.refusal is not None:
         raise ConfigError(plan.refusal)
@@ -224,7 +181,7 @@ def execute(
         if kept is not None:
             return RunResult(**kept)
     with started_run(config, resolved, fabric, plan.data) as run:
-        outcome = None
+        outcome = FitResult(Progress())
         if plan.trains:
             outcome = fit(
                 plan.model, plan.objective, plan.batches, plan.settings, fabric=fabric,
@@ -233,7 +190,7 @@ def execute(
         else:
             plan.model.to(fabric.device)
         done = Done(plan, run, fabric, outcome, started)
-        result = conclude(done)
+        result = conclude(config, done)
         if fabric.global_rank == 0 and not done.stopped:
             write_json(run / "result.json", vars(result))
         return result

@@ -3,7 +3,7 @@
 A checkpoint is a folder ``checkpoints/step-00000100``: the model in its own format and
 ``training_state/`` with weights, optimizer state and counters. It is written under a temporary
 name, flushed to the disk and renamed, so a folder with a final name is complete. Nothing is
-pickled. Names are those of the module: one process, DDP and FSDP write and read the same files.
+pickled. One process, DDP and FSDP write and read the same files.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Checkpoints:
                 (partial / "training_state").mkdir(parents=True)
                 save_model(partial, state[0])
                 _write_state(partial / "training_state", progress, state)
-                _flush_tree(partial)
+                _flush(*partial.rglob("*"), partial)
                 if final.exists():
                     # Only after a resume that repeats this step; the numbers are the same.
                     shutil.rmtree(final)
@@ -217,12 +217,8 @@ def _write_state(folder: Path, progress: Progress, state: _State) -> None:
             else:
                 plain.setdefault(name, {})[key] = value
     save_file(values, folder / "optimizer.safetensors")
-    record = {
-        "format": 1,
-        "progress": asdict(progress),
-        "aliases": aliases,
-        "optimizer": {"param_groups": optimizer["param_groups"], "plain": plain},
-    }
+    groups = {"param_groups": optimizer["param_groups"], "plain": plain}
+    record = {"format": 1, "progress": asdict(progress), "aliases": aliases, "optimizer": groups}
     (folder / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -244,16 +240,10 @@ def _write_link(link: Path, target: Path) -> None:
     os.replace(temporary, link)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _flush_tree(folder: Path) -> None:
-    for root, _, files in os.walk(folder):
-        for name in files:
-            _flush(Path(root) / name)
-        _flush(Path(root))
+def _flush(*paths: Path) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,12 +1,10 @@
 """The training loop, to be read from top to bottom.
 
 One optimizer step reads the windows ``first_index .. first_index + global_batch`` of its stage.
-Each of the W readers takes an equal share in order, in micro-batches, so which windows a step
-sees depends on neither. The gradient is that of the sum of the losses over all processes and
-micro-batches, divided by the global sum of the target weights (the number of valid tokens):
-without dropout 1 x 8 and 8 x 1 sequences, or 1 and 2 processes, take the same step up to rounding.
-Dropout masks are drawn anew for each reader and micro-batch, so with dropout these are different
-draws of one step. A reader is one process, or several that share each sequence
+Each reader takes an equal share in order, in micro-batches. The gradient is that of the sum of the
+losses over all processes and micro-batches, divided by the global sum of the target weights (the
+number of valid tokens): without dropout 1 x 8 and 8 x 1 sequences, or 1 and 2 processes, take the
+same step up to rounding. A reader is one process, or several that share each sequence
 (``devices.context_parallel``); all of these are given whole windows, and the objective takes its
 part of them.
 
@@ -25,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +41,7 @@ from megabase.settings import OptimConfig, TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity
-from megabase.training.process import readers_of, stop_signals
+from megabase.training.process import stop_signals
 from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 
 
@@ -55,16 +53,6 @@ class FitResult:
     """Counters at the end."""
     signal: int | None = None
     """Number of the signal that stopped the run early; None when it reached its end."""
-
-
-class _StepSums(NamedTuple):
-    """Global sums of one optimizer step."""
-
-    loss: float
-    count: float  # pyright: ignore[reportIncompatibleMethodOverride]
-    stop: bool
-    grad_norm: float
-    metrics: dict[str, float]
 
 
 def _step_seed(seed: int, step: int, reader: int) -> int:
@@ -92,8 +80,8 @@ def fit(
     ``config.eval_every`` steps and at the end. A NotFiniteError when ``config.max_non_finite``
     steps have been skipped, a RunError when a checkpoint cannot be written or read.
     """
-    run = Path(config.output)
-    reader, readers = readers_of(fabric, config.devices.context_parallel)
+    run, shared = Path(config.output), config.devices.context_parallel
+    reader, readers = fabric.global_rank // shared, fabric.world_size // shared
     schedule = LengthSchedule(config, readers, data.epoch_size)
     main = fabric.global_rank == 0
     model, optimizer = _set_up(module, config, fabric)
@@ -122,13 +110,14 @@ def fit(
             torch.manual_seed(_step_seed(config.seed, step, reader))
             number = len(_shares(point, reader, readers))
             added = _backward(model, objective, batches, point, number, fabric, bool(stops))
+            added["grad_norm"] = _clip(model, optimizer, config, fabric)
             # The step's one wait for the device: whether to step is decided on the host.
-            sums = _read(added, _clip(model, optimizer, config, fabric))
-            lr = _set_lr(optimizer.optimizer, step, config.optim, total)
-            loss = sums.loss / sums.count if sums.count else 0.0
-            usable = math.isfinite(loss) and math.isfinite(sums.grad_norm)
+            sums = dict(zip(added, torch.stack(list(added.values())).tolist(), strict=True))
+            lr, norm = _set_lr(optimizer.optimizer, step, config.optim, total), sums["grad_norm"]
+            loss = sums["loss"] / sums["count"] if sums["count"] else 0.0
+            usable = math.isfinite(loss) and math.isfinite(norm)
             # A scaler of float16 has to see every step: it skips those that overflow itself.
-            if scaled or (usable and sums.count):
+            if scaled or (usable and sums["count"]):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -144,18 +133,19 @@ def fit(
             # 3. Record it.
             if not usable:
                 progress.non_finite += not (scaled and math.isfinite(loss))
-                log.write("skipped", done, loss=loss, grad_norm=sums.grad_norm, lr=lr)
-                log.note(_skip_text(done, loss, sums.grad_norm, progress.non_finite, config))
+                log.write("skipped", done, loss=loss, grad_norm=norm, lr=lr)
+                what = f"gradient norm {norm}" if math.isfinite(loss) else f"loss {loss}"
+                most = f"{progress.non_finite} of {config.max_non_finite} allowed"
+                log.note(f"step {done} skipped: {what} ({most})")
                 if progress.non_finite >= config.max_non_finite:
                     raise NotFiniteError(_stop_text(run, progress, config, lr))
             elif done % config.log_every == 0 or done == total:
                 log.train(
                     done, stage=point.stage, length=point.length, loss=loss,
-                    perplexity=perplexity(loss), lr=lr, grad_norm=sums.grad_norm,
-                    tokens=progress.tokens, count=sums.count, seconds=round(progress.seconds, 3),
+                    perplexity=perplexity(loss), lr=lr, grad_norm=norm, tokens=progress.tokens,
+                    count=sums["count"], seconds=round(progress.seconds, 3),
                     tokens_per_second=lap_tokens / (progress.seconds - lap),
-                    memory_mb=_resident_mb(fabric.device),
-                    **_ratios(sums.metrics),
+                    memory_mb=_resident_mb(fabric.device), **_ratios(sums),
                 )  # fmt: skip
                 lap, lap_tokens = progress.seconds, 0
 
@@ -164,7 +154,7 @@ def fit(
             if validation is not None and _due(done, total, config.eval_every):
                 improved = _validate(model, validation, config, fabric, progress, log)
                 clock = time.perf_counter()
-            signal = (stops[-1] if stops else 15) if sums.stop else None
+            signal = (stops[-1] if stops else 15) if sums["stop"] else None
             enough = _out_of_patience(progress, config)
             regular = _due(done, total, config.checkpoint_every) or done == total or enough
             if regular or improved or signal is not None:
@@ -200,37 +190,27 @@ def _set_up(
     model = fabric.setup_module(inner)
     # A fused optimizer wants scaled gradients, and clipping wants them as they are.
     fused = config.precision != "fp16-mixed"
-    optimizer: Any = fabric.setup_optimizers(_build_optimizer(module, config.optim, fused))
-    return model, optimizer
+    return model, fabric.setup_optimizers(_build_optimizer(module, config.optim, fused))
 
 
 def _build_optimizer(
     module: nn.Module, config: OptimConfig, fused: bool = True
 ) -> torch.optim.AdamW:
-    """Build AdamW, `fused` where possible, over the parameter groups that the module wants.
-
-    Each group carries ``base_lr``, the highest rate that :func:`_set_lr` scales from.
-    """
-    describe = getattr(module, "parameter_groups", None)
+    """Build AdamW, `fused` where possible, over the parameter groups that the module wants."""
+    describe: Any = getattr(module, "parameter_groups", None)
+    groups: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
     if callable(describe):
-        groups: list[dict[str, Any]] = [
-            {key: group[key] for key in ("params", "lr", "weight_decay") if key in group}
-            for group in describe(config.lr, config.weight_decay)  # pyright: ignore[reportGeneralTypeIssues]
-        ]
-    else:
-        groups = [{"params": [p for p in module.parameters() if p.requires_grad]}]
+        keys = ("params", "lr", "weight_decay")
+        found = describe(config.lr, config.weight_decay)
+        groups = [{key: group[key] for key in keys if key in group} for group in found]
     groups = [group for group in groups if group["params"]]
-    for group in groups:
+    for group in groups:  # what _set_lr scales
         group["base_lr"] = group.get("lr", config.lr)
     kinds = {p.device.type for group in groups for p in group["params"]}
     return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=fused and kinds <= {"cpu", "cuda", "mps"},
-    )
+        groups, lr=config.lr, betas=config.betas, eps=config.eps,
+        weight_decay=config.weight_decay, fused=fused and kinds <= {"cpu", "cuda", "mps"},
+    )  # fmt: skip
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig, total: int) -> float:
@@ -240,14 +220,6 @@ def _set_lr(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig, to
     return lr_at(step, config, total)
 
 
-def _scale_gradients(module: nn.Module, factor: torch.Tensor) -> None:
-    """Multiply every gradient in place by ``factor``, a tensor without dimensions."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    if gradients:
-        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-
-
 def _restore(
     run: Path,
     model: _FabricModule,
@@ -255,14 +227,9 @@ def _restore(
     config: TrainConfig,
     fabric: Fabric,
 ) -> Progress:
-    """Give the counters to start from, with weights and optimizer state in place."""
-    finished = Checkpoints(run).finished() if config.resume else []
-    # The newest complete folder, not the link: a kill may fall between the two.
-    progress = (
-        Checkpoints.load(finished[-1], _bare(model), optimizer.optimizer)
-        if finished
-        else Progress()
-    )
+    finished, progress = Checkpoints(run).finished() if config.resume else [], Progress()
+    if finished:  # the newest complete folder, not the link: a kill may fall between the two
+        progress = Checkpoints.load(finished[-1], _bare(model), optimizer.optimizer)
     if progress.scaler is not None:
         fabric.strategy.precision.load_state_dict(progress.scaler)
     if fabric.global_rank == 0:
@@ -303,10 +270,7 @@ def _backward(
     fabric: Fabric,
     stopping: bool,
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of the mean loss over the global batch; give the global sums.
-
-    `number` are the micro-batches of every reader.
-    """
+    """Accumulate the gradient of the mean loss over the global batch; give the global sums."""
     # A known size for the backward pass; the true count is divided by at the end.
     nominal = point.global_batch * point.length
     loss_sum = count = torch.zeros((), device=fabric.device)
@@ -326,22 +290,17 @@ def _backward(
     sums = torch.as_tensor(fabric.all_reduce(sums, reduce_op="sum"))
     # DDP and FSDP give the mean of the processes' gradients, here made their sum; those of the
     # processes that share a sequence add up as well.
-    _scale_gradients(model, fabric.world_size * nominal / sums[1].clamp(min=1e-12))
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    if gradients:
+        factor = fabric.world_size * nominal / sums[1].clamp(min=1e-12)
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
     return dict(zip(found, sums, strict=True))
-
-
-def _read(sums: dict[str, Tensor], norm: Tensor) -> _StepSums:
-    """Bring the sums of a step and its gradient's norm to the host, together."""
-    loss, count, stop, *values, grad_norm = torch.stack([*sums.values(), norm]).tolist()
-    return _StepSums(
-        loss, count, stop > 0, grad_norm, dict(zip(list(sums)[3:], values, strict=True))
-    )
 
 
 def _clip(
     model: _FabricModule, optimizer: _FabricOptimizer, config: TrainConfig, fabric: Fabric
 ) -> Tensor:
-    """Clip the gradient to ``optim.clip``; give its norm before that."""
     limit = math.inf if config.optim.clip is None else config.optim.clip
     norm = fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -356,34 +315,27 @@ def _validate(
     progress: Progress,
     log: RunLog,
 ) -> bool:
-    """Run over the fixed windows; say whether the monitored metric is the best so far.
-
-    Of equal ones, as accuracies of few rows often are, the one with the lower loss is the best.
-    """
+    """Run over the fixed windows; say whether the monitored metric is the best so far."""
     size = config.eval_batch or config.stages[-1].micro_batch or 8
     result = evaluate(model, validation, size, fabric, config.devices.context_parallel)
-    value = result.value(validation.monitor)
-    earlier = progress.best_loss if validation.monitor == "loss" else progress.best_score
+    by_loss = validation.monitor == "loss"
+    value = result.loss if by_loss else result.metrics.get(validation.monitor, math.nan)
+    earlier = progress.best_loss if by_loss else progress.best_score
     best = math.isfinite(value) and (
         earlier is None
         or (value > earlier if validation.higher else value < earlier)
-        or (value == earlier and progress.best_loss is not None
-            and result.loss < progress.best_loss)
-    )  # fmt: skip
+        # Of equal ones, as accuracies of few rows often are, that with the lower loss.
+        or (value == earlier and result.loss < (progress.best_loss or 0.0))
+    )
     progress.stale += 1
     if best:
         progress.best_loss, progress.best_score = result.loss, value
         progress.best_step, progress.stale = progress.step, 0
     log.validation(
-        progress.step,
-        loss=result.loss,
-        perplexity=perplexity(result.loss),
-        count=result.sums["count"],
-        **{**_ratios(result.sums), **result.metrics},
-        tokens=progress.tokens,
-        seconds=round(progress.seconds, 3),
-        best=best,
-    )
+        progress.step, loss=result.loss, perplexity=perplexity(result.loss),
+        count=result.sums["count"], **{**_ratios(result.sums), **result.metrics},
+        tokens=progress.tokens, seconds=round(progress.seconds, 3), best=best,
+    )  # fmt: skip
     return best
 
 
@@ -424,11 +376,7 @@ def _resident_mb(device: torch.device) -> float:
 
 
 def _ratios(sums: Mapping[str, float]) -> dict[str, float]:
-    """Turn an objective's sums into metrics per target.
-
-    ``PREFIX_nll`` over ``PREFIX_targets`` gives ``PREFIX_perplexity`` (none for the plain ``nll``,
-    which is the loss unless targets are weighted), and ``correct`` over ``targets`` ``accuracy``.
-    """
+    """Turn sums into ``PREFIX_perplexity`` (of ``PREFIX_nll``, not the plain one) and accuracy."""
     metrics: dict[str, float] = {}
     for name, value in sums.items():
         prefix = name.removesuffix("nll")
@@ -440,18 +388,13 @@ def _ratios(sums: Mapping[str, float]) -> dict[str, float]:
     return metrics
 
 
-def _skip_text(step: int, loss: float, grad_norm: float, skipped: int, config: TrainConfig) -> str:
-    what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
-    return f"step {step} skipped: {what} ({skipped} of {config.max_non_finite} allowed)"
-
-
 def _stop_text(run: Path, progress: Progress, config: TrainConfig, lr: float) -> str:
-    tips = [f"a lower optim.lr (it is {config.optim.lr:g}, {lr:.3g} at this step)"]
-    if config.optim.clip is None:
-        tips.append("optim.clip 1.0")
-    if config.precision != "fp32":
-        tips.append("precision fp32")
-    tips.append("a longer warm-up (optim.warmup_steps)")
+    tips = [
+        f"a lower optim.lr (it is {config.optim.lr:g}, {lr:.3g} at this step)",
+        *(["optim.clip 1.0"] if config.optim.clip is None else []),
+        *(["precision fp32"] if config.precision != "fp32" else []),
+        "a longer warm-up (optim.warmup_steps)",
+    ]
     saved = Checkpoints(run).finished()
     last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
     return (

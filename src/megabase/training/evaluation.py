@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from megabase.errors import NotFiniteError
 from megabase.objectives.base import Batch, Objective
-from megabase.training.process import readers_of
 
 
 class Batches(Protocol):
@@ -22,11 +21,9 @@ class Batches(Protocol):
 
     def batch(self, stream: int, indices: np.ndarray, length: int) -> Batch:
         """Give the items ``indices`` (int64) of stage ``stream`` with ``length`` positions."""
-        ...
 
     def epoch_size(self, length: int) -> int | None:
         """Count the items of one epoch; None when there is no such thing."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,8 @@ class EvalSet:
     """Loss to report, without augmentation or weights."""
     metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
     """Metrics that are not sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
-    the objective gave for all windows, in their order."""
-    table_metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
-    """The same from the ``table`` of the objective, int64 counts that are summed over all windows:
-    for outputs that are too many to keep (one for every base)."""
+    the objective gave for all windows, in their order; or from the ``table`` of one that counts,
+    summed over all windows, for outputs that are too many to keep (one for every base)."""
     monitor: str = "loss"
     """What decides which checkpoint is the best: the loss, or one of `metrics`."""
     higher: bool = False
@@ -65,22 +60,14 @@ class _Evaluation:
     sums: dict[str, float]
     """Sums over all windows: ``loss``, ``count`` and the objective's metrics."""
     metrics: dict[str, float]
-    """Result of ``EvalSet.metrics`` and ``EvalSet.table_metrics``."""
+    """Result of ``EvalSet.metrics``."""
     outputs: np.ndarray | None = None
     """float32 (windows, K), when there are metrics to take from them."""
-
-    def value(self, monitor: str) -> float:
-        """Give the loss, or a metric by name."""
-        return self.loss if monitor == "loss" else self.metrics.get(monitor, math.nan)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    windows: EvalSet,
-    size: int,
-    fabric: Fabric,
-    shared: int = 1,
+    model: nn.Module, windows: EvalSet, size: int, fabric: Fabric, shared: int = 1
 ) -> _Evaluation:
     """Run a model over a fixed set. A collective: every process gets the same result.
 
@@ -88,7 +75,7 @@ def evaluate(
     together. The model is left in the mode it was in. A NotFiniteError when the loss is NaN or
     infinite, or no window has a target.
     """
-    rank, world = readers_of(fabric, shared)
+    rank, world = fabric.global_rank // shared, fabric.world_size // shared
     totals: dict[str, Tensor] = {}
     kept: Tensor | None = None
     table: Tensor | None = None
@@ -104,16 +91,15 @@ def evaluate(
         loss = windows.objective(model, batch)
         for name, value in {"loss": loss.loss_sum, "count": loss.count, **loss.metrics}.items():
             totals[name] = totals.get(name, torch.zeros((), device=fabric.device)) + weight * value
-        if windows.metrics is not None:
+        if windows.metrics is not None and loss.table is not None:
+            counts = loss.table if len(mine) else torch.zeros_like(loss.table)
+            table = counts if table is None else table.add_(counts)
+        elif windows.metrics is not None:
             outputs: Any = loss.outputs
             if kept is None:
                 kept = torch.zeros(windows.windows, outputs.shape[1], device=fabric.device)
             if len(mine):
                 kept[mine[0] : mine[-1] + 1] = outputs.float()
-        if windows.table_metrics is not None:
-            counts: Any = loss.table
-            counts = counts if len(mine) else torch.zeros_like(counts)
-            table = counts if table is None else table.add_(counts)
         if windows.on_batch is not None and len(mine):
             windows.on_batch(mine, loss)
     model.train(mode)
@@ -130,11 +116,9 @@ def evaluate(
             f"the loss over {windows.windows:,} windows is {mean}: the model's outputs are not "
             "finite; begin again from an earlier checkpoint with a lower optim.lr"
         )
-    if table is not None and windows.table_metrics is not None:
-        table = torch.as_tensor(fabric.all_reduce(table, reduce_op="sum"))
-        return _Evaluation(mean, sums, dict(windows.table_metrics(table.cpu().numpy())))
-    if kept is None or windows.metrics is None:
+    given = kept if table is None else table
+    if given is None or windows.metrics is None:
         return _Evaluation(mean, sums, {})
-    # Each row was filled by one process and is zero in the others.
-    rows = torch.as_tensor(fabric.all_reduce(kept, reduce_op="sum")).cpu().numpy()
-    return _Evaluation(mean, sums, dict(windows.metrics(rows)), rows)
+    # Each row of outputs was filled by one process and is zero in the others.
+    found = torch.as_tensor(fabric.all_reduce(given, reduce_op="sum")).cpu().numpy()
+    return _Evaluation(mean, sums, dict(windows.metrics(found)), found if table is None else None)

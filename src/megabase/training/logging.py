@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,12 +36,6 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 @contextmanager
 def listening(listener: Listener | None) -> Iterator[None]:
     """Let `listener` hear the records of the runs inside a ``with`` block."""
@@ -55,11 +50,8 @@ def listening(listener: Listener | None) -> Iterator[None]:
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """Give the numbers of a record as ``train/loss``."""
-    return {
-        f"{record['kind']}/{name}": value
-        for name, value in record.items()
-        if name != "step" and isinstance(value, int | float)
-    }
+    numbers = {name: one for name, one in record.items() if isinstance(one, int | float)}
+    return {f"{record['kind']}/{name}": numbers[name] for name in numbers if name != "step"}
 
 
 @contextmanager
@@ -116,27 +108,22 @@ class RunLog:
         loggers: Sequence[str] = (),
     ) -> None:
         self._file = path.open("a") if path is not None else None
-        self._loggers, self._first, self._open = loggers, first, ExitStack()
+        self._loggers, self._open = loggers, ExitStack()
         self._heard: list[Listener] = []
-        self._total = total
-        self._console = console
-        self._unit = unit
+        self._total, self._console, self._unit = total, console, unit
         self._bar: Progress | None = None
         self._started = (time.monotonic(), first)
         if console is not None and console.is_terminal:
             self._bar = Progress(
-                TextColumn("stage {task.fields[stage]}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-                console=console,
-            )
+                TextColumn("stage {task.fields[stage]}"), BarColumn(bar_width=24),
+                MofNCompleteColumn(), TextColumn("{task.description}"), console=console,
+            )  # fmt: skip
             self._task = self._bar.add_task("starting", total=total, completed=first, stage="-")
 
     def __enter__(self) -> Self:
         if self._file is not None:
             run = Path(self._file.name).parent
-            made = (LOGGERS[name](run, self._first) for name in self._loggers)
+            made = (LOGGERS[name](run, self._started[1]) for name in self._loggers)
             self._heard = [*map(self._open.enter_context, made), *_listeners]
         if self._bar is not None:
             self._bar.start()
@@ -182,7 +169,7 @@ class RunLog:
             f"length {values['length']:,}  loss {values['loss']:.4f}  "
             f"{self._metrics(values, 'ppl {:.3f}')}lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tok/s  "
-            f"ETA {_duration(pace * (self._total - step))}  "
+            f"ETA {timedelta(seconds=round(pace * (self._total - step)))}  "
             f"{values['memory_mb']:,.0f} MB"
         )
         if self._bar is not None:

@@ -32,19 +32,15 @@ _PRECISION = {
     "fp16-mixed": "16-mixed",
 }  # fmt: skip
 """Fabric's names."""
-
 _CUDA_ONLY = ("tf32", "fp16-mixed")
 """Precisions of NVIDIA's and AMD's GPUs; elsewhere Fabric would quietly take another one."""
-
 # mallopt's numbers, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MALLOPT = ((_TRIM_THRESHOLD, -1), (_TOP_PAD, 16 << 20))
 """-1 is read as the largest size, so the heap is never trimmed; growing it by 16 MB keeps system
 calls rare."""
-
 _MAPPED = 32 << 20
 """The largest mapping threshold that every version of glibc takes."""
-
 MAPPED_PARTS = 2 << 20
 """Mapping threshold where processes share sequences to save memory: each works on small blocks, and
 their gaps on the heap would take as much as what is used."""
@@ -101,11 +97,7 @@ def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh, replicas: int) -> nn.Module:
-    """Share parameters, gradients and optimizer state out (FSDP2), a block at a time.
-
-    With several `replicas` each is a group of processes that holds the whole model; gradients are
-    averaged over all.
-    """
+    """Share parameters, gradients and optimizer state out (FSDP2), a block at a time."""
     import torch
     from torch import nn
     from torch.distributed.device_mesh import init_device_mesh
@@ -117,10 +109,8 @@ def _shard(model: nn.Module, mesh: DeviceMesh, replicas: int) -> nn.Module:
             f"devices.replicas is {replicas} and there are {world} processes; give a number that "
             "divides them"
         )
-    if replicas > 1:
-        shape, names = (replicas, world // replicas), ("replicate", "shard")
-    else:
-        shape, names = (world,), ("shard",)
+    first = 0 if replicas > 1 else 1  # without groups there is one axis
+    shape, names = (replicas, world // replicas)[first:], ("replicate", "shard")[first:]
     mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
     model.to(torch.device(kind) if kind == "cpu" else torch.accelerator.current_accelerator())
     # In every family the blocks are in a list; of lists within lists the inner ones come first.
@@ -131,21 +121,14 @@ def _shard(model: nn.Module, mesh: DeviceMesh, replicas: int) -> nn.Module:
     return model
 
 
-def readers_of(fabric: Fabric, shared: int) -> tuple[int, int]:
-    """Give the number of this process's reader, and of all: `shared` processes are one."""
-    return fabric.global_rank // shared, fabric.world_size // shared
-
-
 def keep_freed_memory(mapped: int = _MAPPED) -> bool:
     """Make glibc's allocator keep freed blocks; call it once, before the first large tensor.
 
-    A training step frees and requests the same activations again. By default glibc returns every
-    large block to the system, which maps and clears its pages anew each time: as expensive as the
-    arithmetic. Blocks of `mapped` bytes and more are still mapped on their own: clearing their
-    pages costs a few percent, and on the heap they would leave gaps that smaller blocks fill, so
-    that a step needs twice the memory. False where the C library is not glibc, or
-    ``GLIBC_TUNABLES``, which
-    wins, is set.
+    By default glibc returns every large block to the system, which maps and clears its pages anew
+    in each step: as expensive as the arithmetic. Blocks of `mapped` bytes and more are still mapped
+    on their own: on the heap they would leave gaps that smaller blocks fill, so that a step needs
+    twice the memory. False where the C library is not glibc, or ``GLIBC_TUNABLES``, which wins, is
+    set.
     """
     import ctypes
 
@@ -162,10 +145,7 @@ def keep_freed_memory(mapped: int = _MAPPED) -> bool:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM was received; whatever cleans up after Ctrl-C cleans up after it too.
-
-    Notes added to it (``add_note``) are shown to the user: they explain how to resume.
-    """
+    """SIGTERM was received; its notes (``add_note``) tell the user how to resume."""
 
 
 @contextlib.contextmanager

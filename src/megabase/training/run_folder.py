@@ -16,15 +16,20 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import safe_open
 
 from megabase import __version__
-from megabase.errors import MegabaseError, RunError
+from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
+from megabase.errors import ConfigError, InputError, MegabaseError, RunError
 from megabase.genome.files import LOCK_NAME, Lock, write_json, write_whole, writing
+from megabase.genome.store import Genome
 from megabase.settings import RETIRED, RunConfig
 from megabase.untrusted import parse_yaml, parsing, read_json, read_text, shown
 
@@ -50,6 +55,8 @@ _ANNOUNCED = {"steps", "tokens", "stages", "optim", "precision", "compile"}
 """May be changed knowingly: a longer budget moves the learning rate of the steps to come."""
 _PACKAGES = ("torch", "lightning-fabric", "transformers", "numpy", "safetensors", "polars", "pysam")
 """Packages whose version can change a number of the run."""
+_LEVELS = 3
+"""Folders to look in, from a model up: run/checkpoints/step-00000100."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")  # a checksum, which messages shorten
 _LONGEST = 80  # characters of a value in a message: about a line of a terminal
 
@@ -82,14 +89,13 @@ class RunFolder:
         records: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError(f"expected an object, found {shown(record)}")
+                records.append(json.loads(line))
+                if not isinstance(records[-1], dict):
+                    raise ValueError(f"expected an object, found {shown(records.pop())}")
             except (ValueError, RecursionError) as error:
-                if number == len(lines):
-                    break  # the line a running or killed process was writing
-                raise self.error(f"{file}, line {number} is not a JSON record: {error}") from error
-            records.append(record)
+                if number < len(lines):  # the last is what a running or killed process was writing
+                    text = f"{file}, line {number} is not a JSON record: {error}"
+                    raise self.error(text) from error
         return records
 
     def checkpoint(self) -> Path | None:
@@ -97,27 +103,18 @@ class RunFolder:
         return next((self.path / x for x in ("best", "last") if (self.path / x).is_dir()), None)
 
     def parameters(self, checkpoint: Path) -> int:
-        """Count trained weights, shared ones once: those with a first moment in the optimizer.
-
-        The model's own file would count constant tables too (positions of a filter, say).
-        """
+        """Count trained weights, shared ones once: those with a moment in the optimizer."""
         moments = checkpoint / "training_state" / "optimizer.safetensors"
         sizes = self._tensor_sizes(moments)
         trained = {name: size for name, size in sizes.items() if name.endswith("exp_avg")}
         return sum((trained or self._tensor_sizes(checkpoint / "model.safetensors")).values())
 
     def _tensor_sizes(self, path: Path) -> dict[str, int]:
-        """Read a safetensors header (8 bytes of length, then JSON): values by tensor."""
         if not path.is_file():
             return {}
-        with parsing(path, self.error), path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-            return {
-                name: math.prod(entry["shape"])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+        with parsing(path, self.error), safe_open(path, "numpy") as file:
+            names = file.keys()
+            return {name: math.prod(file.get_slice(name).get_shape()) for name in names}
 
     @property
     def taken(self) -> bool:
@@ -138,14 +135,9 @@ class RunFolder:
         """Refuse to resume with inputs whose recorded ``sha256`` differs: the error names them."""
         if not (self.path / name).is_file():
             return
-        before = self.record(name)
-        found = differences(before, json.loads(json.dumps(data, default=str)))
-        changed = [
-            text
-            for key, text in found.items()
-            if key.rpartition(".")[2] == "sha256" and "None" not in text.split()
-        ]
-        if changed:
+        found = differences(self.record(name), json.loads(json.dumps(data, default=str)))
+        sums = [text for key, text in found.items() if key.rpartition(".")[2] == "sha256"]
+        if changed := [text for text in sums if "None" not in text.split()]:
             raise self.error(
                 f"the run in {self.path} was made from other inputs ({'; '.join(changed)}); give "
                 "it the same ones again, or start anew in another folder or with overwrite=True"
@@ -195,6 +187,114 @@ class RunFolder:
                     run.rmdir()  # only when nothing came of it
 
 
+class RunData(RunFolder):
+    """The folder of a run that was trained on a genome."""
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Contents of ``data.json``."""
+        return self.record("data.json")
+
+    @property
+    def genome_path(self) -> Path:
+        """Where the genome store was."""
+        return Path(self.data["genome"]["path"])
+
+    @property
+    def genome_checksum(self) -> str:
+        """sha256 of the genome."""
+        return str(self.data["genome"]["sha256"])
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest training windows; None when the run does not say."""
+        with parsing(self.path / "config.yaml", self.error):
+            lengths = [stage.get("length") for stage in self.config().get("stages") or []]
+            return max((int(length) for length in lengths if length), default=None)
+
+    def regions(self, store: Genome, part: Literal["train", "validation", "test"]) -> Regions:
+        """Give the regions of a part of the split; empty when the run had no such part.
+
+        An InputError when `store` is not the genome of the run, or the split cannot be worked out
+        again.
+        """
+        if store.checksum != self.genome_checksum:
+            raise self.error(
+                f"{store.path} is not the genome of the run {self.path}: its sha256 is "
+                f"{store.checksum[:12]}, that of the run {self.genome_checksum[:12]}"
+            )
+        with parsing(self.path / "data.json", self.error):
+            split = self.data["splits"][part]
+            if len(split["regions"]) == split["number_of_regions"]:
+                return regions_of(store, split["regions"])
+            # The record lists only the beginning: the split is worked out again.
+            settings: dict[str, Any] = self.config()["data"]
+            if settings["windows"] == "intervals" and part == "train":
+                found = Regions.of(*read_intervals(store, settings["intervals"], "train"))
+            else:
+                names = ("include", "exclude", "validation", "test")
+                found = split_genome(store, **{key: settings[key] for key in names})[part]
+            if found.total != split["bases"]:
+                raise self.error(
+                    f"the {part} regions of the run {self.path} cannot be worked out again from "
+                    f"its config.yaml: found {found.total:,} bases, expected {split['bases']:,}; "
+                    "name them yourself (a BED file)"
+                )
+            return found
+
+    @classmethod
+    def find(cls, folder: str | Path) -> RunData | None:
+        """Find the run of a model: from its run folder, or a checkpoint inside one.
+
+        None when there is none, or when it was trained on labeled sequences, not on a genome.
+        """
+        start = Path(folder).expanduser().absolute()
+        if not start.is_dir():
+            return None
+        for path in (start, start.resolve(), *start.resolve().parents[: _LEVELS - 1]):
+            if all((path / name).is_file() for name in ("data.json", "config.yaml")):
+                run = cls(path, InputError)
+                with parsing(path / "data.json", InputError):
+                    if "kind" in run.data and "genome" not in run.data:
+                        return None  # labels of a kind: a fine-tuning
+                    _ = run.data["genome"]["sha256"], run.data["splits"]["train"]
+                return run
+        return None
+
+    @staticmethod
+    def evaluated(
+        run: RunData | None,
+        genome: Genome | None,
+        regions: Iterable[str] | None,
+        train_regions: Iterable[str] | None,
+    ) -> tuple[Genome, Regions, Regions | None]:
+        """Settle the genome, the regions to evaluate on, and the training regions where known.
+
+        What is not named is that of the `run` of the model; of its split nothing is taken for a
+        `genome` of other bases. A ConfigError when there is no genome, or nothing says where to
+        evaluate.
+        """
+        own = run
+        if genome is None:
+            if run is None:
+                advice = "name a store made by `megabase genome build`"
+                raise ConfigError(f"genome=... is missing: {advice}")
+            genome = Genome(run.genome_path)
+        elif run is not None and genome.checksum != run.genome_checksum:
+            own = None  # another genome on purpose: the split of the run says nothing about it
+        if regions:
+            found = regions_of(genome, regions)
+        elif own is None:
+            raise ConfigError("regions=... is missing: name contigs, regions or BED files")
+        else:
+            found = own.regions(genome, "test")
+            if not len(found):
+                raise ConfigError(f"the run {own.path} held nothing out for test; give regions=...")
+        if train_regions:
+            return genome, found, regions_of(genome, train_regions)
+        return genome, found, None if own is None else own.regions(genome, "train")
+
+
 def check_run(config: RunConfig, resolved: str, *, owned: bool = False) -> list[str]:
     """Check the output folder without touching it; list what differs from the settings resumed.
 
@@ -220,11 +320,8 @@ def check_run(config: RunConfig, resolved: str, *, owned: bool = False) -> list[
         return list(changes.values())
     if not RunFolder(run).taken:
         return []
-    strangers = sorted(
-        path.name
-        for path in run.iterdir()
-        if path.name not in (*_FILES, *_FOLDERS) and not path.name.startswith(".")
-    )
+    names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    strangers = sorted(names.difference(_FILES, _FOLDERS))
     if strangers or not saved.exists():
         what = f"it holds {', '.join(strangers[:3])}" if strangers else "it has no config.yaml"
         raise RunError(
@@ -236,22 +333,15 @@ def check_run(config: RunConfig, resolved: str, *, owned: bool = False) -> list[
 def _changed_settings(
     before: str, after: str, config: Any = None, free: Collection[str] = _FREE
 ) -> dict[str, str]:
-    """Compare two saved configurations as :func:`differences` does.
-
-    Settings that are `free` are left out, and those that an older version did not have, at their
-    defaults.
-    """
+    """Compare saved settings, but `free` ones and defaults that an older version did not have."""
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
         for name in RETIRED:
             if name not in new:
                 old.pop(name, None)
         found = differences(old, new)
-    return {
-        name: text
-        for name, text in found.items()
-        if name.split(".")[0] not in free and not _is_new_default(config, old, name)
-    }
+    kept = {name: text for name, text in found.items() if name.split(".")[0] not in free}
+    return {name: kept[name] for name in kept if not _is_new_default(config, old, name)}
 
 
 def _is_new_default(config: Any, record: Any, name: str) -> bool:
@@ -282,9 +372,13 @@ def _start_run(config: RunConfig, resolved: str, data: Mapping[str, Any]) -> Non
                 else:
                     path.unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
+        record, file = environment(), run / "environment.json"
         if not config.resume:
             write_whole(run / "config.yaml", resolved)
-        _record_environment(run / "environment.json", resumed=config.resume)
+        elif file.exists():  # a resumed run adds its environment to those of the first
+            first = json.loads(file.read_text())
+            record = {**first, "resumed": [*first.get("resumed", ()), record]}
+        write_json(file, record)
         write_json(run / "data.json", data)
 
 
@@ -314,10 +408,7 @@ def started_run(
 
 
 def environment() -> dict[str, Any]:
-    """Collect versions, machine facts, devices and, in a git checkout, the commit, as plain values.
-
-    Nothing personal is recorded: no user, no environment variables.
-    """
+    """Collect versions, machine, devices and commit: nothing personal, no environment variables."""
     import torch
 
     program = Path(sys.argv[0])  # where it lies is a fact of the machine, not of the run
@@ -335,15 +426,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _record_environment(path: Path, resumed: bool) -> None:
-    """Write ``environment.json``; a resumed run adds its environment to the list ``resumed``."""
-    record = environment()
-    if resumed and path.exists():
-        first = json.loads(path.read_text())
-        record = {**first, "resumed": [*first.get("resumed", ()), record]}
-    write_json(path, record)
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -352,12 +434,10 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor()
 
 
@@ -365,10 +445,10 @@ def _git(folder: Path) -> dict[str, Any] | None:
     """Give commit and whether files differ from it; None outside a checkout of the project."""
 
     def ask(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
 
     try:
         # An installed package may lie inside another project's checkout: that commit is not ours.
@@ -393,13 +473,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested values into dotted names; an empty table stays a value.
-
-    Examples
-    --------
-    >>> flatten({"optim": {"lr": 0.001}, "epochs": 3})
-    {'optim.lr': 0.001, 'epochs': 3}
-    """
+    """Turn nested values into dotted names (optim.lr); an empty table stays a value."""
     flat: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, Mapping) and value:

@@ -7,24 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.cli.parser import Verb
-from megabase.cli.settings_options import add_settings, settings_of
+from megabase.cli.parser import Namespace, Verb, VerbParser, settings_of
 from megabase.cli.streams import note
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
     from megabase.benchmarking.table import Tables
 
 
-def _add_benchmark(parser: ArgumentParser) -> None:
+def _add_benchmark(parser: VerbParser) -> None:
     parser.add_argument("suite", help="name of the suite")
     parser.add_argument("--no-page", action="store_true", help="write no results.html")
-    add_settings(parser, BenchmarkConfig, skip={"suite"})
+    parser.add_settings(BenchmarkConfig, skip={"suite"})
 
 
-def _benchmark(args: Namespace) -> int:
+def _benchmark(args: Namespace) -> None:
     """Measure models on benchmark suites: several models, seeds and tasks, one protocol, one table.
 
     SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype, variants
@@ -56,11 +53,9 @@ def _benchmark(args: Namespace) -> int:
 
     run_benchmark(config, console=console, done=update)
     _finish(Tables(output, order=order, resamples=config.bootstrap), output, not args.no_page)
-    return 0
 
 
-def _collect(args: Namespace) -> int:
-    """Make one table of the finished runs of several sweeps."""
+def _collect(args: Namespace) -> None:
     from megabase.benchmarking.table import Tables
 
     folders = [Path(word.strip()).expanduser() for word in str(args.data or "").split(",")]
@@ -72,11 +67,9 @@ def _collect(args: Namespace) -> int:
         raise InputError(f"output folder {output} is not empty; add --overwrite")
     output.mkdir(parents=True, exist_ok=True)
     _finish(Tables(*folders, resamples=int(args.bootstrap)), output, not args.no_page)
-    return 0
 
 
 def _finish(tables: Tables, output: Path, page: bool) -> None:
-    """Write the tables of all runs and the page, and print the main table."""
     from megabase.errors import MissingDependencyError
 
     for path in tables.write(output):
@@ -85,11 +78,9 @@ def _finish(tables: Tables, output: Path, page: bool) -> None:
         from megabase.report.benchmark_page import write_benchmark_page
 
         try:
-            path = write_benchmark_page(output, tables.lines, tables.of)
+            note(f"wrote {write_benchmark_page(output, tables.lines, tables.of)}")
         except MissingDependencyError as error:
             note(f"no page: {error}")
-        else:
-            note(f"wrote {path}")
     print((output / "results.md").read_text())
 
 

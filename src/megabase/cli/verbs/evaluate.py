@@ -9,51 +9,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.options import (
-    add_context_parallel,
-    add_keywords,
-    add_regions_option,
-    given,
-    load_shared,
-)
-from megabase.cli.parser import Verb
-from megabase.cli.streams import note, show_progress
-from megabase.cli.tables import output, print_table
+from megabase.cli.parser import MODEL, Namespace, Verb, VerbParser, given, load_shared
+from megabase.cli.streams import note, output, print_table, show_progress
 from megabase.errors import MegabaseError, MissingDependencyError
 from megabase.genome.files import check_output
 from megabase.options import EvaluateOptions
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
     from megabase.evaluate.results import EvaluationResult, Measure
-    from megabase.training.run_data import RunData
+    from megabase.training.run_folder import RunData
 
 
 _SHOWN_CONTIGS = 10
 """Contigs in the terminal: an assembly may have thousands, and the JSON has them all."""
 
 
-def _add_evaluate(parser: ArgumentParser) -> None:
+def _add_evaluate(parser: VerbParser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", type=str, help="model folder, run folder, preset or Hub name (default: "
-        "the model in the package)")  # fmt: skip
+    add("model", nargs="?", type=str, help=MODEL)
     add("--genome", type=str, help="genome store")
-    add_regions_option(parser, "what to score")
+    parser.add_regions("what to score")
     add("--train-regions", nargs="+", default=[], metavar="REGION", help="where the Markov "
         "baselines are trained (default: those of the run)")  # fmt: skip
     add("--no-baselines", action="store_true", help="score the model alone")
     add("--no-context", action="store_true", help="leave the context curve out")
-    add_keywords(parser, EvaluateOptions, skip="baselines")
+    parser.add_keywords(EvaluateOptions, skip="baselines")
     add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
-    add_context_parallel(parser, "window")
+    parser.add_context_parallel("window")
     add("--json", action="store_true", help="print everything as JSON")
     add("-o", "--output", type=str, help="folder to write evaluation.json and the plots to "
         "(default for a run: its folder), or a .json file for the result alone")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an earlier evaluation")
 
 
-def _evaluate(args: Namespace) -> int:
+def _evaluate(args: Namespace) -> None:
     """Measure the perplexity of a language model on held-out DNA, against its baselines.
 
     Regions are contigs (chr20), parts of them (chr20:50,000,001-55,000,000: 1-based, both ends
@@ -61,12 +50,12 @@ def _evaluate(args: Namespace) -> int:
     of the run, and the regions evaluated are its test regions unless others are named.
     """
     from megabase.genome.store import Genome
-    from megabase.training.run_data import evaluated_regions, find_run
+    from megabase.training.run_folder import RunData
 
-    model_run = None if args.model is None else find_run(args.model)
+    model_run = None if args.model is None else RunData.find(args.model)
     files = _files(args, model_run)
     genome = None if args.genome is None else Genome(args.genome)
-    store, regions, train = evaluated_regions(model_run, genome, args.regions, args.train_regions)
+    store, regions, train = RunData.evaluated(model_run, genome, args.regions, args.train_regions)
 
     from megabase.evaluate.perplexity import evaluate
 
@@ -83,13 +72,12 @@ def _evaluate(args: Namespace) -> int:
             train_regions=train, progress=progress,
         )  # fmt: skip
     if not first:
-        return 0  # every process has the same result
+        return  # every process has the same result
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         _print(result)
     _write(result, *files)
-    return 0
 
 
 def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Path | None]:
@@ -108,7 +96,6 @@ def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Pat
 
 
 def _write(result: EvaluationResult, file: Path | None, folder: Path | None) -> None:
-    """Write the JSON and the plots."""
     from megabase.report.plots import save_plots
 
     if folder is not None:
@@ -124,22 +111,17 @@ def _write(result: EvaluationResult, file: Path | None, folder: Path | None) -> 
 
 
 def _print(result: EvaluationResult) -> None:
-    """Show an evaluation in the terminal."""
-    console = output()
-    shown = ", ".join(result.regions[:3])
-    if result.region_count > 3:
-        shown += f" and {result.region_count - 3:,} more"
-    least = result.window - result.stride + 1
-    for name, text in (
-        ("model", f"{result.model} ({result.parameters or 0:,} parameters)"),
-        ("genome", f"{result.genome} (sha256 {result.genome_checksum[:12]})"),
-        ("regions", f"{shown}: {result.region_bases:,} bases"),
-        ("scored", f"{result.overall.targets:,} bases in {result.windows:,} windows, each base "
-                   f"with {least:,} to {result.window:,} bases of context; {result.skipped:,} "
-                   "others (not A, C, G, T) skipped"),
-        ("time", f"{result.seconds:,.1f} s"),
-    ):  # fmt: skip
-        console.print(f"{name:<9}{text}")
+    console, more = output(), result.region_count - 3
+    shown = ", ".join(result.regions[:3]) + (f" and {more:,} more" if more > 0 else "")
+    console.print(
+        f"model    {result.model} ({result.parameters or 0:,} parameters)\n"
+        f"genome   {result.genome} (sha256 {result.genome_checksum[:12]})\n"
+        f"regions  {shown}: {result.region_bases:,} bases\n"
+        f"scored   {result.overall.targets:,} bases in {result.windows:,} windows, each base with "
+        f"{result.window - result.stride + 1:,} to {result.window:,} bases of context; "
+        f"{result.skipped:,} others (not A, C, G, T) skipped\n"
+        f"time     {result.seconds:,.1f} s"
+    )
     if result.objective == "masked":
         console.print("pseudo-perplexity: each base from both sides, itself hidden")
     if result.train_overlap:
@@ -163,8 +145,11 @@ def _print_baselines(result: EvaluationResult) -> None:
     console = output()
     model, baselines = result.overall, result.baselines
     fitted = {one.order: _acgt(one.measure) for one in baselines if one.fitted}
-    plain = [one for one in baselines if not one.fitted]
-    rows = [(one.name, _acgt(one.measure), fitted.get(one.order, ""), "") for one in plain]
+    rows = [
+        (one.name, _acgt(one.measure), fitted.get(one.order, ""), "")
+        for one in baselines
+        if not one.fitted
+    ]
     rows.append(("model", _acgt(model), "", _with_error(model.perplexity, model.perplexity_se)))
     _table(("", "perplexity A,C,G,T", "rates fitted", "all tokens"), rows, strong=True)
     if len(baselines) == 1:
@@ -184,18 +169,15 @@ def _print_baselines(result: EvaluationResult) -> None:
 
 
 def _print_context(result: EvaluationResult) -> None:
-    """Show perplexity against context length."""
     rows: list[tuple[str, ...]] = []
     for number, point in enumerate(result.context):
         least = f"{point.context_min:,}-" if point.context_min < point.context else ""
         saved = _bits(point.saved_nats, point.saved_nats_se) if number else ""
         rows.append((f"{least}{point.context:,}", *_cells(point.measure), saved))
-    head = ("bases of context", "bases", "perplexity A,C,G,T", "all tokens", "bits saved")
-    _table(head, rows)
-    measures = [(one.name, one.context_measure) for one in result.baselines]
-    known = [(name, measure) for name, measure in measures if measure is not None]
-    if known:
-        name, measure = min(known, key=lambda one: one[1].nats_acgt)
+    _table(("bases of context", "bases", "perplexity A,C,G,T", "all tokens", "bits saved"), rows)
+    pairs = [(one.context_measure, one.name) for one in result.baselines if one.context_measure]
+    if pairs:
+        measure, name = min(pairs, key=lambda pair: pair[0].nats_acgt)
         text = f"best baseline on these bases: {name}, {measure.perplexity_acgt:.3f}"
         output().print(text, style="dim")
 
@@ -208,18 +190,15 @@ def _table(head: Sequence[str], rows: list[tuple[str, ...]], strong: bool = Fals
 
 
 def _cells(measure: Measure) -> tuple[str, str, str]:
-    """Write the number of bases and both perplexities."""
     every = _with_error(measure.perplexity, measure.perplexity_se)
     return f"{measure.targets:,}", _acgt(measure), every
 
 
 def _acgt(measure: Measure) -> str:
-    """Write the perplexity over A, C, G, T."""
     return _with_error(measure.perplexity_acgt, measure.perplexity_acgt_se)
 
 
 def _bits(nats: float, error: float | None) -> str:
-    """Write nats as bits."""
     return _with_error(nats / math.log(2), error and error / math.log(2), 4)
 
 
@@ -230,7 +209,7 @@ def _with_error(value: float | None, error: float | None, digits: int = 3) -> st
     return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
 
 
-def _add_compare(parser: ArgumentParser) -> None:
+def _add_compare(parser: VerbParser) -> None:
     add = parser.add_argument
     add("evaluations", nargs="+", type=str, metavar="EVALUATION", help="run folders with an "
         "evaluation.json, or such files")  # fmt: skip
@@ -238,7 +217,7 @@ def _add_compare(parser: ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace a file that exists")
 
 
-def _compare(args: Namespace) -> int:
+def _compare(args: Namespace) -> None:
     """Put evaluations of several models on the same bases into one table.
 
     Reads what `megabase evaluate` wrote. Causal models have a perplexity, masked ones a
@@ -248,23 +227,18 @@ def _compare(args: Namespace) -> int:
     from megabase.evaluate.results import EvaluationResult, compare
     from megabase.genome.files import write_whole
 
-    results = [EvaluationResult.load(_evaluation_file(name)) for name in args.evaluations]
-    text = compare(results)
+    files = []
+    for name in args.evaluations:
+        files.append(Path(name, "evaluation.json") if Path(name).is_dir() else Path(name))
+        if not files[-1].is_file():
+            raise MegabaseError(
+                f"{files[-1]} does not exist; make it with: megabase evaluate {name}"
+            )
+    text = compare([EvaluationResult.load(file) for file in files])
     print(text, end="")
     if args.output is not None:
         write_whole(Path(args.output), text, args.overwrite)
         note(f"wrote {args.output}")
-    return 0
-
-
-def _evaluation_file(name: str) -> Path:
-    """Give the evaluation of a run folder, or the file itself."""
-    path = Path(name)
-    if path.is_dir():
-        path = path / "evaluation.json"
-    if not path.is_file():
-        raise MegabaseError(f"{path} does not exist; make it with: megabase evaluate {name}")
-    return path
 
 
 # fmt: off

@@ -5,51 +5,40 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from megabase.cli.options import (
-    add_keywords,
-    add_kind_options,
-    add_run_options,
-    given,
-    refuse_unused,
-    running,
-)
-from megabase.cli.parser import Verb
+from megabase.cli.parser import MODEL, Namespace, Verb, VerbParser, given, refuse_unused, running
 from megabase.cli.streams import note
 from megabase.errors import InputError
 from megabase.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
     from megabase.genome.store import Genome
     from megabase.inference.generation.generate import Generated
     from megabase.inference.parts import Provenance
 
 
-def _add_generate(parser: ArgumentParser) -> None:
+def _add_generate(parser: VerbParser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", type=str, help="model folder, run folder, preset or Hub name (default: "
-        "the model in the package)")  # fmt: skip
+    add("model", nargs="?", type=str, help=MODEL)
     add("-o", "--output", type=str, help="FASTA file to write, bgzip when it ends in .gz (default, "
         "or -: standard output)")  # fmt: skip
     add("--prompt", type=str, help="letters to begin with")
     add("--prompts", type=str, metavar="FILE", help="prompts: a FASTA file or a table; with "
         "--genome a BED file")  # fmt: skip
     add("--genome", type=str, help="genome store (or FASTA) of the BED file")
-    add_kind_options(parser, variants=False)
+    parser.add_kinds(variants=False)
     add("--with-prompt", action="store_true", help="write the prompt before its continuation")
     add("--batch-size", type=int, help="sequences generated side by side (default: by their "
         "length)")  # fmt: skip
-    add_keywords(parser, GenerationOptions)
+    parser.add_keywords(GenerationOptions)
     add = parser.add_argument_group("quality checks").add_argument
     add("--check", type=str, metavar="GENOME", help="compare with this genome (store or FASTA), "
         "such as that of the training")  # fmt: skip
     add("--kmer", type=int, default=6, help="size of the k-mers that are compared")
     add("--findings", type=str, metavar="FILE", help="write what --check finds as JSON")
-    add_run_options(parser, skip="batch_tokens")
+    parser.add_running(skip="batch_tokens")
 
 
-def _generate(args: Namespace) -> int:
+def _generate(args: Namespace) -> None:
     """Generate DNA with a causal language model, base by base.
 
     Writes FASTA, or prints it without --output. Prompts come from --prompt, from a FASTA file or a
@@ -100,7 +89,6 @@ def _generate(args: Namespace) -> int:
             note(f"wrote {target}")
         if genome is not None and not args.shard:
             _check(args, generated, genome)
-    return 0
 
 
 def _refuse(args: Namespace) -> None:
@@ -139,20 +127,20 @@ def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genom
     check = check_generated([one for one, _ in generated], genome, args.kmer)
     if args.findings is not None:
         write_json(args.findings, {**asdict(generated[0][1]), **asdict(check)})
-    lines = [
-        ("bases generated", f"{check.bases:,} in {len(check.sequences):,} sequences"),
-        ("G and C", f"{check.gc:.3f} (genome {check.genome_gc:.3f})"),
-        (f"{check.kmer}-mer distance", f"{check.kmer_distance:.4f} bits (regions of the genome "
-         f"{check.kmer_distance_genome:.4f}, random letters {check.kmer_distance_uniform:.4f})"),
-        ("longest exact match", f"{check.longest_copy:,} bases (random letters "
-         f"{check.longest_copy_uniform:,})"),
-    ]  # fmt: skip
+    lines = {
+        "bases generated": f"{check.bases:,} in {len(check.sequences):,} sequences",
+        "G and C": f"{check.gc:.3f} (genome {check.genome_gc:.3f})",
+        f"{check.kmer}-mer distance": f"{check.kmer_distance:.4f} bits (regions of the genome "
+        f"{check.kmer_distance_genome:.4f}, random letters {check.kmer_distance_uniform:.4f})",
+        "longest exact match": f"{check.longest_copy:,} bases (random letters "
+        f"{check.longest_copy_uniform:,})",
+    }
     for row in sorted(check.sequences, key=lambda row: -row.copy.length)[:5]:
         match = row.copy
         if match.contig is not None and match.start is not None:
             region = f"{match.contig}:{match.start + 1:,}-{match.end:,}({match.strand})"
-            lines.append((f"  generated_{row.number}", f"{match.length:,} bases of {region}"))
-    for name, text in lines:
+            lines[f"  generated_{row.number}"] = f"{match.length:,} bases of {region}"
+    for name, text in lines.items():
         print(f"{name:<24}{text}", file=sys.stderr if args.output is None else sys.stdout)
     if args.findings is not None:
         note(f"wrote {args.findings}")

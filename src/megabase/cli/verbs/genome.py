@@ -8,24 +8,22 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from megabase.cli.parser import Verb
-from megabase.cli.streams import note, show_progress
-from megabase.cli.tables import output, print_facts, print_table
+from megabase.cli.parser import Namespace, Verb, VerbParser
+from megabase.cli.streams import note, output, print_table, show_progress
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
     from megabase.genome.store import Genome
 
 
 _SHOWN_CONTIGS = 50  # a screenful; an assembly may have a million
 
 
-def _add_genome(parser: ArgumentParser) -> None:
+def _add_genome(parser: VerbParser) -> None:
     actions = parser.add_subcommands(required=True, dest="action")
 
-    def action(name: str, short: str, description: str) -> ArgumentParser:
+    def action(name: str, short: str, description: str) -> VerbParser:
         made = type(parser)(formatter_class=parser.formatter_class, description=description)
+        made.outer = parser
         actions.add_subcommand(name, made, help=short)
         return made
 
@@ -47,14 +45,12 @@ def _add_genome(parser: ArgumentParser) -> None:
     verify.add_argument("store", help="the store file")
 
 
-def _genome(args: Namespace) -> int:
+def _genome(args: Namespace) -> None:
     """Build, describe and verify genome stores: one memory-mapped file for each genome."""
     {"build": _build, "info": _info, "verify": _verify}[args.action](args[args.action])
-    return 0
 
 
 def _build(args: Namespace) -> None:
-    """Build a store and say what it holds."""
     from megabase.genome.store import Genome
 
     begin = time.perf_counter()
@@ -66,10 +62,8 @@ def _build(args: Namespace) -> None:
     seconds = time.perf_counter() - begin
     note(f"wrote {args.output}")
     _print_summary(store)
-    output().print(
-        f"built in {seconds:.1f} s ({store.total_length / max(seconds, 1e-9) / 1e6:,.0f} million "
-        "bases/s)"
-    )
+    speed = store.total_length / max(seconds, 1e-9) / 1e6
+    output().print(f"built in {seconds:.1f} s ({speed:,.0f} million bases/s)")
 
 
 def _info(args: Namespace) -> None:
@@ -126,16 +120,15 @@ def _print_summary(store: Genome) -> None:
         "sha256 of the genome": store.checksum,
         "written by": store.metadata.created_by,
     }
-    print_facts(facts.items())
+    print_table(("", ""), list(facts.items()))
 
 
 def _print_contigs(store: Genome, limit: int | None) -> None:
     rows: list[tuple[str, ...]] = []
-    for contig in store.contigs[:limit]:
-        counts = (contig.length, contig.n_count, contig.iupac_count, contig.soft_masked_count)
-        text = contig.description
-        text = text if len(text) <= 40 else f"{text[:37]}..."
-        rows.append((contig.name, *(f"{n:,}" for n in counts), contig.sha256[:12], text))
+    for one in store.contigs[:limit]:
+        counts = (one.length, one.n_count, one.iupac_count, one.soft_masked_count)
+        text = one.description if len(one.description) <= 40 else f"{one.description[:37]}..."
+        rows.append((one.name, *(f"{n:,}" for n in counts), one.sha256[:12], text))
     print()
     head = ("contig", ">length", ">N", ">IUPAC to N", ">soft-masked", "sha256", "description")
     print_table(head, rows)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
-from megabase.cli.parser import Verb, build_parser
-from megabase.cli.tables import print_table
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+from megabase.cli.parser import Namespace, Verb, VerbParser, build_parser
+from megabase.cli.streams import print_table
 
 _Row = tuple[str, str, str]
 """ok, missing (of what is optional) or wrong; what; what was found, and how to repair it."""
@@ -19,17 +15,12 @@ _SAME = 2e-4
 order, through a few layers."""
 
 
-def _add_doctor(parser: ArgumentParser) -> None:
-    del parser
-
-
-def _doctor(args: Namespace) -> int:
+def _doctor(_: Namespace) -> int:
     """Check this installation: versions, devices, and every backend against the definitions.
 
     Exit status 1 when something is wrong; what is optional and missing is told with the command
     that installs it.
     """
-    del args
     rows = [*_packages(), *_machine(), *_backends()]
     print_table(("", "", ""), rows)
     wrong = [what for status, what, _ in rows if status == "wrong"]
@@ -56,11 +47,8 @@ def _packages() -> Iterator[_Row]:
         yield "missing", "megabase", f"{about}; {more}; pip install it"
         return
     of_extra: dict[str, list[str]] = {}
-    for text in needs:
-        need = Requirement(text)
-        extra = (
-            "" if need.marker is None else str(need.marker).rpartition("extra == ")[2].strip('"')
-        )
+    for need in map(Requirement, needs):
+        extra = str(need.marker or "").rpartition("extra == ")[2].strip('"')
         if need.marker is not None and not need.marker.evaluate({"extra": extra}):
             continue
         try:
@@ -68,18 +56,15 @@ def _packages() -> Iterator[_Row]:
             fits = need.specifier.contains(found, prereleases=True)
         except metadata.PackageNotFoundError:
             found, fits = "not installed", False
-        if not extra:
+        if extra:
+            lacks = [] if fits else [f"{need.name} {found}"]
+            of_extra[extra] = [*of_extra.get(extra, ()), *lacks]
+        else:
             more = "" if fits else f"; pip install '{need.name}{need.specifier}'"
             yield "ok" if fits else "wrong", need.name, found + more
-        elif not fits:
-            of_extra.setdefault(extra, []).append(f"{need.name} {found}")
-        else:
-            of_extra.setdefault(extra, [])
     for extra, lacks in of_extra.items():
-        mend = f"{', '.join(lacks)}; pip install 'megabase[{extra}]'"
-        yield (
-            ("missing", f"extra {extra}", mend) if lacks else ("ok", f"extra {extra}", "installed")
-        )
+        advice = f"{', '.join(lacks)}; pip install 'megabase[{extra}]'"
+        yield "missing" if lacks else "ok", f"extra {extra}", advice if lacks else "installed"
 
 
 def _machine() -> Iterator[_Row]:
@@ -173,17 +158,15 @@ _megabase() {{
 complete -o filenames -F _megabase megabase
 """
 """Takes the verb from the second word; what begins with no dash is a file."""
-
-
 _ZSH = "#compdef megabase\nautoload -U +X bashcompinit && bashcompinit\n"
 """zsh runs completions written for bash."""
 
 
-def _add_completion(parser: ArgumentParser) -> None:
+def _add_completion(parser: VerbParser) -> None:
     parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
 
 
-def _completion(args: Namespace) -> int:
+def _completion(args: Namespace) -> None:
     """Print a script that completes verbs, options and their choices in a shell.
 
     bash: `source <(megabase completion bash)`; zsh: the same with zsh, in ~/.zshrc; fish:
@@ -195,66 +178,57 @@ def _completion(args: Namespace) -> int:
         name: build_parser(name, f"megabase.cli.verbs.{module}")[0]
         for name, (module, _) in main.VERBS.items()
     }
-    print(_fish(parsers) if args.shell == "fish" else _bash(parsers, args.shell == "zsh"), end="")
-    return 0
+    known = {name: _options(parser) for name, parser in parsers.items()}
+    if args.shell == "fish":
+        print(_fish(known, {name: text for name, (_, text) in main.VERBS.items()}))
+    else:
+        print((_ZSH if args.shell == "zsh" else "") + _bash(known), end="")
 
 
-def _options(parser: ArgumentParser) -> dict[str, list[str]]:
-    """Give every option of a parser and of its actions, and the choices of its value.
-
-    Without a name stand the words that need no option before them.
-    """
-    found: dict[str, list[str]] = {"": []}
+def _options(parser: VerbParser) -> dict[str, str]:
+    """Give every option of a parser and its actions with its choices; of no option, the words."""
+    found = {"": ""}
     for action in parser._actions:
-        choices = [str(choice) for choice in action.choices or ()]
+        choices = " ".join(str(choice) for choice in action.choices or ())
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 found |= _options(inner)
         if action.option_strings:
             found |= dict.fromkeys(action.option_strings, choices)
         else:
-            found[""] = found[""] + choices
+            found[""] = f"{found['']} {choices}".strip()
     return found
 
 
-def _bash(parsers: dict[str, ArgumentParser], zsh: bool) -> str:
-    choices, options = [], []
-    for verb, parser in parsers.items():
-        known = _options(parser)
-        options.append(f'      {verb}) options="{" ".join(filter(None, known))}" ;;')
-        choices += [
-            f'    "{verb} {option or verb}") options="{" ".join(values)}" ;;'
-            for option, values in known.items()
-            if values
-        ]
-    text = _BASH.format(
-        verbs=" ".join([*parsers, "help"]), choices="\n".join(choices), options="\n".join(options)
-    )
-    return (_ZSH if zsh else "") + text
-
-
-def _fish(parsers: dict[str, ArgumentParser]) -> str:
-    from megabase.cli import main
-
-    lines = [
-        f"complete -c megabase -n __fish_use_subcommand -a {verb} -d '{text}'"
-        for verb, (_, text) in main.VERBS.items()
+def _bash(known: Mapping[str, Mapping[str, str]]) -> str:
+    choices = [
+        f'    "{verb} {option or verb}") options="{words}" ;;'
+        for verb, options in known.items()
+        for option, words in options.items()
+        if words
     ]
-    for verb, parser in parsers.items():
-        here = f"complete -c megabase -n '__fish_seen_subcommand_from {verb}'"
-        for option, values in _options(parser).items():
-            words = " ".join(values)
+    lists = [f'      {verb}) options="{" ".join(filter(None, known[verb]))}" ;;' for verb in known]
+    verbs = " ".join([*known, "help"])
+    return _BASH.format(verbs=verbs, choices="\n".join(choices), options="\n".join(lists))
+
+
+def _fish(known: Mapping[str, Mapping[str, str]], texts: Mapping[str, str]) -> str:
+    start = "complete -c megabase -n"
+    lines = [f"{start} __fish_use_subcommand -a {verb} -d '{texts[verb]}'" for verb in known]
+    for verb, options in known.items():
+        here = f"{start} '__fish_seen_subcommand_from {verb}'"
+        for option, words in options.items():
+            kind = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
             if option:
-                kind = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
-                lines.append(f"{here} {kind}" + (f" -xa '{words}'" if values else ""))
-            elif values:
+                lines.append(f"{here} {kind}" + (f" -xa '{words}'" if words else ""))
+            elif words:
                 lines.append(f"{here} -a '{words}'")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 # fmt: off
 VERBS = {
-    "doctor": Verb(_add_doctor, _doctor, (
+    "doctor": Verb(lambda parser: None, _doctor, (
         "megabase doctor",
     )),
     "completion": Verb(_add_completion, _completion, (

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from megabase.cli.parser import Verb
+from megabase.cli.parser import Namespace, Verb, VerbParser
 from megabase.errors import InputError, OutputError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
 
-_COMMAND = "command.json"  # of a shard: what made it
-
-
-def record_command(arguments: list[str], args: Namespace) -> None:
-    """Keep with a finished shard the command that made it."""
-    from megabase.genome.files import write_json
-    from megabase.inference.parts import Shard
-
-    folder = Shard.parse(args.shard).folder(Path(args.output))
-    if folder is not None:
-        write_json(folder / _COMMAND, {"command": arguments})
-
-
-def _add_merge(parser: ArgumentParser) -> None:
+def _add_merge(parser: VerbParser) -> None:
     add = parser.add_argument
     add("shards", metavar="SHARD", nargs="+", type=str, help="folders that --shard made: "
         "OUTPUT.shard-1-of-3, ...")  # fmt: skip
@@ -39,7 +23,7 @@ def _merge(args: Namespace) -> int:
     Needs the model and the inputs where the command names them, and computes nothing. A shard that
     is missing, unfinished, given twice or of another run is refused. The shards stay.
     """
-    from megabase.cli.main import VERBS
+    from megabase.cli.main import COMMAND, VERBS
     from megabase.cli.parser import build_parser
     from megabase.inference.parts import gather_shards
     from megabase.untrusted import read_json
@@ -48,7 +32,7 @@ def _merge(args: Namespace) -> int:
     target = Path(args.output or str(folders[0]).rpartition(".shard-")[0] or folders[0])
     if not folders[0].is_dir():
         raise InputError(f"there is no shard {folders[0]}")
-    held = next((path / _COMMAND for path in folders if (path / _COMMAND).is_file()), None)
+    held = next((path / COMMAND for path in folders if (path / COMMAND).is_file()), None)
     if held is None:
         raise InputError(
             f"{folders[0]} does not hold the command of a shard; of shards made in Python call "

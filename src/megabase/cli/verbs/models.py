@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megabase.cli.parser import Verb
-from megabase.cli.streams import note
-from megabase.cli.tables import print_facts, print_table
+from megabase.cli.parser import Namespace, Verb, VerbParser
+from megabase.cli.streams import note, print_table
 from megabase.errors import MegabaseError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
 
-
-def _add_convert(parser: ArgumentParser) -> None:
+def _add_convert(parser: VerbParser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="checkpoint file, folder with one, preset name or Hub "
         "repository (owner/name)")  # fmt: skip
@@ -32,7 +28,7 @@ def _add_convert(parser: ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an earlier model folder of this name")
 
 
-def _convert(args: Namespace) -> int:
+def _convert(args: Namespace) -> None:
     """Turn a published checkpoint into a model folder.
 
     Reads Lightning checkpoints (.ckpt), torch files (.pt, .bin), safetensors and Hugging Face
@@ -62,7 +58,6 @@ def _convert(args: Namespace) -> int:
     if made.dropped:
         print(f"left out: {', '.join(made.dropped)}")
     note(f"wrote {Path(args.destination).expanduser()}")
-    return 0
 
 
 _SHOWN_LABELS = 10
@@ -70,13 +65,11 @@ _SHOWN_LABELS = 10
 _SCORING_VALUES = 14
 """Values alive at the peak, per position and unit of width: measured on HyenaDNA in float32 without
 gradients, at 4 x 65,536 tokens."""
-
-
 _PROCESS_BYTES = 500_000_000
 """Of a process that has imported torch and transformers: measured."""
 
 
-def _add_info(parser: ArgumentParser) -> None:
+def _add_info(parser: VerbParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", type=str, metavar="MODEL", help="model folder, run folder, preset or "
         "Hub repository (default: the packaged model)")  # fmt: skip
@@ -88,14 +81,14 @@ def _add_info(parser: ArgumentParser) -> None:
     add("--json", action="store_true", help="print everything as JSON")
 
 
-def _info(args: Namespace) -> int:
+def _info(args: Namespace) -> None:
     """Describe a model, its inputs and the memory it needs; or list the models known by name.
 
     The memory is an estimate for float32 on a CPU, meant to be right within a third.
     """
     if args.list:
         _list(args.json)
-        return 0
+        return
     from megabase.models.describe import describe
 
     model = describe(args.model)
@@ -111,7 +104,6 @@ def _info(args: Namespace) -> int:
         print(json.dumps({**model, "memory": memory}, indent=2))
     else:
         _show_model(model, memory, used_default=args.model is None)
-    return 0
 
 
 def _memory(model: dict[str, Any], length: int | None, batch: int) -> dict[str, int] | None:
@@ -138,12 +130,8 @@ def _scoring(parameters: int, positions: int, width: int, columns: int) -> int:
 
 
 def _size(count: int) -> str:
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
+    power = min((len(str(count)) - 1) // 3, 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _show_model(model: dict[str, Any], memory: dict[str, int] | None, used_default: bool) -> None:
@@ -151,15 +139,13 @@ def _show_model(model: dict[str, Any], memory: dict[str, int] | None, used_defau
     more = len(model["labels"]) - _SHOWN_LABELS
     tokenizer = dict(model["tokenizer"])
     name = tokenizer.pop("class")
+    constants = model["constants"]
     facts: list[tuple[str, object]] = [
         ("model", f"{model['path']}{' (packaged with megabase)' if used_default else ''}"),
         ("class", f"{model['class_name']} ({model['model_type']}, {model['kind']})"),
         ("shape", f"{model['layers']} layers of width {model['width']}" if model["layers"] else ""),
         ("parameters", f"{model['parameters']:,}"),
-        (
-            "constants",
-            f"{model['constants']:,} (stored, not trained)" if model["constants"] else "",
-        ),
+        ("constants", f"{constants:,} (stored, not trained)" if constants else ""),
         ("file size", _size(model["file_bytes"])),
         ("longest input", f"{model['longest']:,} tokens" if model["longest"] else ""),
         ("labels", shown + (f", and {more} more" if more > 0 else "")),
@@ -173,7 +159,7 @@ def _show_model(model: dict[str, Any], memory: dict[str, int] | None, used_defau
     if model["source"]:
         facts.append(("converted from", model["source"].get("source")))
         facts += [("", f"note: {text}") for text in model["source"].get("notes", [])]
-    print_facts(facts)
+    print_table(("", ""), [(name, str(one)) for name, one in facts if one not in (None, "")])
 
 
 def _list(as_json: bool) -> None:
@@ -206,33 +192,33 @@ def _list(as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _add_publish(parser: ArgumentParser) -> None:
+def _add_publish(parser: VerbParser) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", type=str, help="run folder of pretrain or finetune")
     add("name", metavar="OWNER/NAME", type=str, help="repository on the Hub")
     add("-o", "--output", type=str, metavar="FOLDER", help="folder to send (default: RUN-hub)")
-    add(
-        "--license", type=str, default="apache-2.0", help="license of the weights, by its SPDX name"
-    )
+    add("--license", type=str, default="apache-2.0", help="SPDX name of the license of the weights")
     add("--private", action="store_true", help="only for the owner")
     add("--dry-run", action="store_true", help="write the folder, and send nothing")
     add("--overwrite", action="store_true", help="replace the folder of an earlier call")
 
 
-def _publish(args: Namespace) -> int:
+def _publish(args: Namespace) -> None:
     """Publish a run: its model, and a card with data, numbers and limits from its own records.
 
     The folder has to load in a new process through the Auto classes of transformers, without remote
     code, before it is sent.
     """
-    from megabase.tasks.publish import publish, upload
+    from huggingface_hub import HfApi
+
+    from megabase.tasks.publish import publish
 
     folder = Path(args.output or f"{args.run.rstrip('/')}-hub")
     publish(args.run, args.name, folder, license=args.license, overwrite=args.overwrite)
     note(f"wrote {folder}")
-    if not args.dry_run:
-        print(upload(folder, args.name, private=args.private))
-    return 0
+    if not args.dry_run:  # needs `hf auth login`
+        HfApi().create_repo(args.name, private=args.private, exist_ok=True)
+        print(HfApi().upload_folder(repo_id=args.name, folder_path=str(folder)))
 
 
 # fmt: off

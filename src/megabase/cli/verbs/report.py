@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.options import refuse_unused
-from megabase.cli.parser import Verb
+from megabase.cli.parser import Namespace, Verb, VerbParser, refuse_unused
 from megabase.cli.streams import note
 from megabase.errors import ConfigError
 from megabase.genome.files import check_output, write_whole
 
 if TYPE_CHECKING:
     import polars as pl
-    from jsonargparse import ArgumentParser, Namespace
 
     from megabase.genome.interval import Interval
     from megabase.genome.store import Genome
@@ -29,7 +27,7 @@ _AROUND = 24
 """Bases on either side of a variant that its own logo shows."""
 
 
-def _add_report(parser: ArgumentParser) -> None:
+def _add_report(parser: VerbParser) -> None:
     add = parser.add_argument
     add("run", nargs="?", type=str, help="run folder of `megabase pretrain`; for a genome page any "
         "language model (default: the model in the package)")  # fmt: skip
@@ -58,7 +56,7 @@ def _add_report(parser: ArgumentParser) -> None:
     add("--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory")
 
 
-def _report(args: Namespace) -> int:
+def _report(args: Namespace) -> None:
     """Write a self-contained HTML page, in one file that works without a network.
 
     `megabase report RUN` is about a training run: learning curve, perplexity against context,
@@ -83,11 +81,9 @@ def _report(args: Namespace) -> int:
 
         page = write_run_page(args.run, args.output, args.evaluation, overwrite=args.overwrite)
     note(f"wrote {page}")
-    return 0
 
 
 def _genome_page(args: Namespace) -> Path:
-    """Make the genome page that the arguments describe."""
     from megabase.data.sources import genome_store
     from megabase.genome.files import file_digest
     from megabase.genome.interval import Interval
@@ -174,7 +170,6 @@ def _around(variants: pl.DataFrame | None, store: Genome, flank: int) -> list[In
 def _expect(
     page: GenomePage, model: Loaded, variants: pl.DataFrame | None, args: Namespace
 ) -> None:
-    """Add what the model expects, and how a variant changes that."""
     import numpy as np
 
     from megabase.evaluate.base_probabilities import (
@@ -225,7 +220,6 @@ def _expect(
 
 
 def _substitute(page: GenomePage, model: Loaded, args: Namespace) -> None:
-    """Add what every substitution of a region would change."""
     import numpy as np
 
     from megabase.genome.alphabet import BASES

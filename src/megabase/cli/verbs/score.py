@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from megabase.cli.options import (
+from megabase.cli.parser import (
     MODEL,
-    add_context_parallel,
-    add_keywords,
-    add_regions_option,
-    add_run_options,
-    add_source_options,
+    Namespace,
+    Verb,
+    VerbParser,
     given,
     refuse_unused,
     running,
     source_of,
 )
-from megabase.cli.parser import Verb
 from megabase.cli.streams import note
 from megabase.errors import InputError
 from megabase.options import (
@@ -30,18 +26,15 @@ from megabase.options import (
     VariantScoring,
 )
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+
+def _add_score(parser: VerbParser) -> None:
+    parser.add_source(".parquet or .tsv", variants=False)
+    parser.add_keywords(ScoreOptions)
+    parser.add_context_parallel("sequence")
+    parser.add_running()
 
 
-def _add_score(parser: ArgumentParser) -> None:
-    add_source_options(parser, ".parquet or .tsv", variants=False)
-    add_keywords(parser, ScoreOptions)
-    add_context_parallel(parser, "sequence")
-    add_run_options(parser)
-
-
-def _score(args: Namespace) -> int:
+def _score(args: Namespace) -> None:
     """Compute log-likelihood and perplexity of sequences (FASTA, tables) or intervals (BED).
 
     Writes one row for each sequence, to Parquet or TSV by the ending of the output.
@@ -52,10 +45,9 @@ def _score(args: Namespace) -> int:
     with running(args, "sequences", "language") as how:
         target = score_file(args.model, source, args.output, **given(args, ScoreOptions), **how)
         note(f"wrote {target}")
-    return 0
 
 
-def _add_variants(parser: ArgumentParser) -> None:
+def _add_variants(parser: VerbParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", type=str, help=MODEL)
     add("variants", metavar="VCF", nargs="?", type=str, help="VCF (plain, bgzip) or BCF file")
@@ -64,7 +56,7 @@ def _add_variants(parser: ArgumentParser) -> None:
         "or .tsv; of --all .tsv.gz; of --calibrate .npz (default: in the folder of the "
         "model)")  # fmt: skip
     for kind in (VariantScoring, CalibratedScoring, VariantFileScoring):
-        add_keywords(parser, kind)
+        parser.add_keywords(kind)
     add("--all", type=str, metavar="GENOME", help="in place of VCF and GENOME: score every "
         "substitution of this genome by llr_site, into a table with a tabix index")  # fmt: skip
     add("--context", type=int, help="of --all: bases before each that are read at least, but at "
@@ -77,13 +69,13 @@ def _add_variants(parser: ArgumentParser) -> None:
         "such as hg38 (default: the name of the store)")  # fmt: skip
     add("--calibrate", type=str, metavar="GENOME", help="in place of VCF and GENOME: score random "
         "variants of this genome, and keep mean and spread by context and quantiles")  # fmt: skip
-    add_keywords(parser, CalibrationOptions)
-    add_regions_option(parser, "score and write only what overlaps these; draw random variants "
+    parser.add_keywords(CalibrationOptions)
+    parser.add_regions("score and write only what overlaps these; draw random variants "
         "from these")  # fmt: skip
-    add_run_options(parser)
+    parser.add_running()
 
 
-def _variants(args: Namespace) -> int:
+def _variants(args: Namespace) -> None:
     """Score the variants of a VCF or BCF file: how a language model rates ALT against REF.
 
     Every record is written again with its scores as INFO fields (or as a row of a table); one that
@@ -115,7 +107,7 @@ def _variants(args: Namespace) -> int:
                 **given(args, CalibrationOptions), **how,
             )  # fmt: skip
         note(f"wrote {path}")
-        return 0
+        return
     refuse_unused(args, "count others seed", "for --calibrate")
     refuse_unused(args, "context bigwig hub hub_genome", "for --all")
     with running(args, "records") as how:
@@ -125,18 +117,16 @@ def _variants(args: Namespace) -> int:
         )  # fmt: skip
     if isinstance(written, Path):
         note(f"wrote {written}")
-        return 0
+        return
     found, index = written
     note(f"wrote {args.output}: {found.records:,} records")
     if index is not None:
         note(f"wrote {index}")
     elif args.output.lower().endswith((".gz", ".bgz", ".bcf")) and Path(args.output).is_file():
         note("no index: the records are not in order (bcftools sort)")
-    return 0
 
 
-def _every_snv(args: Namespace) -> int:
-    """Score every substitution."""
+def _every_snv(args: Namespace) -> None:
     from megabase.inference.variants.prescored.every_snv import score_all
 
     refuse_unused(args, "variants genome methods placement calibration genes calibrate count "
@@ -151,10 +141,9 @@ def _every_snv(args: Namespace) -> int:
     note(f"wrote {paths[0]}" + (f": {count:,} substitutions" if count else ""))
     for path in paths[1:]:
         note(f"wrote {path}")
-    return 0
 
 
-def _add_ism(parser: ArgumentParser) -> None:
+def _add_ism(parser: VerbParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", type=str, help=MODEL)
     add("region", metavar="REGION", type=str, help="CONTIG:START-END, 1-based with both ends "
@@ -162,15 +151,15 @@ def _add_ism(parser: ArgumentParser) -> None:
     add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
     add("-o", "--output", required=True, type=str, help="OUT.parquet, .npz, or .tsv (with neither "
         "--bigwig nor --plot)")  # fmt: skip
-    add_keywords(parser, VariantScoring)
+    parser.add_keywords(VariantScoring)
     add("--bigwig", type=str, metavar="PREFIX", help="write PREFIX.METHOD.bw: at each base the "
         "mean loss of its three substitutions")  # fmt: skip
     add("--plot", type=str, metavar="FILE", help="draw a heat map of the first method under a "
         "sequence logo (.svg, .png or .pdf)")  # fmt: skip
-    add_run_options(parser)
+    parser.add_running()
 
 
-def _ism(args: Namespace) -> int:
+def _ism(args: Namespace) -> None:
     """In-silico mutagenesis (ISM): score every substitution of a region of a genome.
 
     Writes the scores as a table or as matrices, and on request tracks (bigWig) and a picture.
@@ -207,7 +196,6 @@ def _ism(args: Namespace) -> int:
             label=method, first=read.interval.start + 1, overwrite=args.overwrite,
         )  # fmt: skip
         note(f"wrote {args.plot}")
-    return 0
 
 
 # fmt: off

@@ -6,44 +6,39 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.options import (
-    add_context_parallel,
-    add_keywords,
-    add_kind_options,
-    add_regions_option,
-    add_run_options,
-    add_source_options,
+from megabase.cli.parser import (
+    Namespace,
+    Verb,
+    VerbParser,
     given,
     refuse_unused,
     running,
     source_of,
 )
-from megabase.cli.parser import Verb
 from megabase.cli.streams import note
 from megabase.errors import InputError, OutputError
 from megabase.options import AttributeOptions, EmbedOptions, PredictOptions
 
 if TYPE_CHECKING:
     import polars as pl
-    from jsonargparse import ArgumentParser, Namespace
 
     from megabase.data.sources import SequenceInput
 
 
-def _add_embed(parser: ArgumentParser) -> None:
+def _add_embed(parser: VerbParser) -> None:
     add = parser.add_argument
-    add_source_options(parser, ".parquet, .npy, .npz, .zarr or .h5ad")
-    add_keywords(parser, EmbedOptions)
+    parser.add_source(".parquet, .npy, .npz, .zarr or .h5ad")
+    parser.add_keywords(EmbedOptions)
     add("--plot", type=str, metavar="FILE", help="map of the sequences with their nearest "
         "neighbors (.svg, .png or .pdf)")  # fmt: skip
     add("--map", type=str, help="umap, tsne or pca (default: the first of these "
         "that is installed)")  # fmt: skip
     add("--labels", type=str, metavar="TSV", help="name and label of the sequences, two columns, "
         "for the colors of the map")  # fmt: skip
-    add_run_options(parser)
+    parser.add_running()
 
 
-def _embed(args: Namespace) -> int:
+def _embed(args: Namespace) -> None:
     """Turn sequences into vectors: hidden states of any layer, pooled or for each base.
 
     The input is FASTA, or BED or VCF with a genome (each allele of a variant is a sequence). The
@@ -69,11 +64,9 @@ def _embed(args: Namespace) -> int:
     note(f"wrote {target}")
     if args.plot is not None and not args.shard:
         _plot(args, target)
-    return 0
 
 
 def _plot(args: Namespace, target: Path) -> None:
-    """Draw the map of what was written."""
     import numpy as np
 
     from megabase.report.embedding_plot import save_embedding_plot
@@ -118,7 +111,7 @@ def _labels(path: Path, names: list[str]) -> list[str]:
     return [found.get(name, "no label") for name in names]
 
 
-def _add_predict(parser: ArgumentParser) -> None:
+def _add_predict(parser: VerbParser) -> None:
     add = parser.add_argument
     add("model", type=str, help="folder of `megabase finetune`, or with --prompt a language model "
         "(or `default`)")  # fmt: skip
@@ -127,11 +120,11 @@ def _add_predict(parser: ArgumentParser) -> None:
     add("-o", "--output", type=str, required=True, metavar="FILE", help=".parquet or .tsv; .bw or "
         ".bed for a track")  # fmt: skip
     add("--genome", type=str, help="store or FASTA, for BED, VCF and tracks")
-    add_kind_options(parser)
-    add_keywords(parser, PredictOptions)
+    parser.add_kinds()
+    parser.add_keywords(PredictOptions)
     add("--window", type=int, help="bases that the model reads at once along a genome (default: as "
         "many as it can), or around a variant (default: 1024)")  # fmt: skip
-    add_regions_option(parser, "restrict a track, BED or VCF to these")
+    parser.add_regions("restrict a track, BED or VCF to these")
     add = parser.add_argument_group("tracks").add_argument
     add("--class", type=str, metavar="NAME", help="whose probability (default: "
         "the second of two), or which track (default: all, OUTPUT.NAME.bw each)")  # fmt: skip
@@ -143,11 +136,11 @@ def _add_predict(parser: ArgumentParser) -> None:
     add("--threshold", type=float, help="smallest probability called (default: 0.5)")
     add("--min-length", type=int, help="shortest region called (default: 1)")
     add("--join", type=int, help="join regions with at most this many bases between (default: 0)")
-    add_context_parallel(parser, "sequence")
-    add_run_options(parser)
+    parser.add_context_parallel("sequence")
+    parser.add_running()
 
 
-def _predict(args: Namespace) -> int:
+def _predict(args: Namespace) -> None:
     """Predict labels and probabilities with a fine-tuned model, or a model with a soft prompt.
 
     With a file of sequences (FASTA, or BED or VCF with a genome) the output is a table, .parquet or
@@ -179,7 +172,7 @@ def _predict(args: Namespace) -> int:
                 calls=args.calls, strict=args.strict, prompt=args.prompt, **how,
             )  # fmt: skip
             note(f"wrote {' and '.join(map(str, [*targets, *filter(None, [args.calls])]))}")
-        return 0
+        return
     if args.input is None:
         if Path(args.model).is_file():
             raise InputError(
@@ -196,16 +189,15 @@ def _predict(args: Namespace) -> int:
     with running(args, "sequences") as how:
         target = predict_file(args.model, source, args.output, **given(args, PredictOptions), **how)
         note(f"wrote {target}")
-    return 0
 
 
 _LOGO_BASES = 120  # bases that can be read across a page
 
 
-def _add_attribute(parser: ArgumentParser) -> None:
+def _add_attribute(parser: VerbParser) -> None:
     add = parser.add_argument
-    add_source_options(parser, ".parquet, .npz, or .bw for the intervals of a BED file")
-    add_keywords(parser, AttributeOptions)
+    parser.add_source(".parquet, .npz, or .bw for the intervals of a BED file")
+    parser.add_keywords(AttributeOptions)
     add("--seqlets", type=str, metavar="FILE", help="table of the runs of bases that stand out "
         "(.tsv, .parquet, or .bed for intervals)")  # fmt: skip
     add("--motifs", type=str, metavar="MEME", help="name them by the motifs of a MEME file, in the "
@@ -218,10 +210,10 @@ def _add_attribute(parser: ArgumentParser) -> None:
     add("--logo-bases", type=int, help=f"bases of the logo (default: {_LOGO_BASES})")
     add("--logo-stack", action="store_true", help="draw all four letters at each base, in place of "
         "the base that stands there at the height of their sum")  # fmt: skip
-    add_run_options(parser)
+    parser.add_running()
 
 
-def _attribute(args: Namespace) -> int:
+def _attribute(args: Namespace) -> None:
     """Attribute an output of a model to the input bases: gradients or integrated gradients.
 
     The output is a class of a fine-tuned model (--target), or the log-likelihood of the sequence
@@ -261,13 +253,12 @@ def _attribute(args: Namespace) -> int:
         target = attribute_file(args.model, source, args.output, **options, **how)
     note(f"wrote {target}")
     if args.shard:
-        return 0
+        return
     seqlets = more.write(target)
     for path in more.paths:
         note(f"wrote {path}")
     if args.logo is not None:
         _draw_logo(args, source, target, seqlets)
-    return 0
 
 
 def _check_logo(args: Namespace, source: SequenceInput) -> None:
@@ -285,7 +276,6 @@ def _check_logo(args: Namespace, source: SequenceInput) -> None:
 def _draw_logo(
     args: Namespace, source: SequenceInput, table: Path, seqlets: pl.DataFrame | None
 ) -> None:
-    """Draw the logo of one sequence, with the motifs of its seqlets."""
     import numpy as np
     import polars as pl
 

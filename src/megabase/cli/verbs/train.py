@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from megabase.cli.parser import Verb
-from megabase.cli.settings_options import add_settings, settings_of
-from megabase.cli.streams import note
-from megabase.cli.tables import print_table
+from megabase.cli.parser import Verb, VerbParser, settings_of
+from megabase.cli.streams import note, print_table
 from megabase.errors import ConfigError, MissingDependencyError
 from megabase.settings import RunConfig, Settings
 from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
     from megabase.tasks.run import RunResult
     from megabase.tasks.sweep import Sweep
@@ -29,7 +27,7 @@ _MOST_METRICS = 6
 _Config = TypeVar("_Config", bound=Settings)
 
 
-def _add_run(parser: ArgumentParser, config: type[Settings], skip: Iterable[str] = ()) -> None:
+def _add_run(parser: VerbParser, config: type[Settings], skip: Iterable[str] = ()) -> None:
     """Add the settings of a run, ``--dry-run``, and what makes a sweep of it."""
     add = parser.add_argument
     add("--dry-run", action="store_true", help="show the plan and stop before the first step")
@@ -39,10 +37,10 @@ def _add_run(parser: ArgumentParser, config: type[Settings], skip: Iterable[str]
     add("--draws", type=int, help="of --sweep: this many combinations, drawn at random; a field "
         "may be a range, {low: 1e-4, high: 1e-2, log: true}")  # fmt: skip
     add("--draw-seed", type=int, default=0, help="seed of --draws")
-    add_settings(parser, config, skip)
+    parser.add_settings(config, skip)
 
 
-def _add_picture(parser: ArgumentParser) -> None:
+def _add_picture(parser: VerbParser) -> None:
     parser.add_argument(
         "--picture", metavar="REGION", help="draw the predictions of this region (a contig or "
         "chr1:1,001-2,000) over the truth to picture.png of the run; needs --predictions",
@@ -150,7 +148,7 @@ def _pretrain(args: Namespace) -> int:
     return _runs(args, config, pretrain, lambda result: None)[0]
 
 
-def _add_finetune(parser: ArgumentParser) -> None:
+def _add_finetune(parser: VerbParser) -> None:
     add = parser.add_argument
     add("start", nargs="?", metavar="MODEL",
         help=f"{_MODEL} (the same as --model); none: see --family and --preset")  # fmt: skip
@@ -187,7 +185,7 @@ def _show_finetuned(result: RunResult) -> None:
     _show_lines([f"{speed}; {result.run}/result.json has all numbers"], result)
 
 
-def _add_prompt(parser: ArgumentParser) -> None:
+def _add_prompt(parser: VerbParser) -> None:
     parser.add_argument("model", help=_MODEL)
     _add_picture(parser)
     _add_run(parser, PromptConfig, skip={"model"})
@@ -251,7 +249,7 @@ def _show_prompt(result: RunResult) -> None:
     _show_lines([f"{result.seconds:,.0f} s in all; {kept}"], result)
 
 
-def _add_icl(parser: ArgumentParser) -> None:
+def _add_icl(parser: VerbParser) -> None:
     parser.add_argument("model", help=_MODEL)
     _add_run(parser, InContextConfig, skip={"model"})
 
