@@ -132,22 +132,22 @@ class Settings:
         }
         return cls(**made) if base is None else replace(base, **made)
 
-
-def with_values(config: _Part, values: Mapping[str, Any], where: str = "") -> _Part:
-    """Change fields by dotted name (``optim.lr``, ``overrides.n_layer``), all at once."""
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        *groups, last = name.split(".")
-        below: Any = nested
-        place: Any = config
-        for group in groups:
-            place = place.get(group) if isinstance(place, Mapping) else getattr(place, group, None)
-            # A table of free names keeps those that are not changed.
-            below = below.setdefault(group, dict(place) if isinstance(place, Mapping) else {})
-            if not isinstance(below, dict):
-                raise ConfigError(f"{where}{group} and {name} are both given; choose one")
-        below[last] = value
-    return type(config).of(nested, where, base=config)
+    def with_values(self, values: Mapping[str, Any], where: str = "") -> Self:
+        """Change fields by dotted name (``optim.lr``, ``overrides.n_layer``), all at once."""
+        nested: dict[str, Any] = {}
+        for name, value in values.items():
+            *groups, last = name.split(".")
+            below: Any = nested
+            place: Any = self
+            for group in groups:
+                free = isinstance(place, Mapping)  # a table of free names
+                place = place.get(group) if free else getattr(place, group, None)
+                # Of such a table what is not changed is kept.
+                below = below.setdefault(group, dict(place) if isinstance(place, Mapping) else {})
+                if not isinstance(below, dict):
+                    raise ConfigError(f"{where}{group} and {name} are both given; choose one")
+            below[last] = value
+        return self.of(nested, where, base=self)
 
 
 def _value(hint: Any, value: Any, where: str, name: str, base: Any = None) -> Any:

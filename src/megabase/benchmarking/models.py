@@ -10,7 +10,6 @@ from typing import Any
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.suites.base import Task, choose_tasks
 from megabase.errors import ConfigError, InputError
-from megabase.settings import with_values
 from megabase.tasks.config import FinetuneConfig
 from megabase.training.run_folder import flatten
 
@@ -93,7 +92,7 @@ def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> Finet
     for name in _NOT_SET:
         if name in given:
             raise ConfigError(f"{name} is not for settings: the sweep itself fills it in")
-    return with_values(config, given, "settings: ")
+    return config.with_values(given, "settings: ")
 
 
 def finetune_settings(

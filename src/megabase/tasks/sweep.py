@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from rich.console import Console
 
 from megabase.errors import ConfigError, MegabaseError, NotFiniteError
 from megabase.evaluate.metrics import higher_is_better
 from megabase.genome.files import atomic_file, write_whole
-from megabase.settings import RunConfig, with_values
+from megabase.settings import RunConfig
 from megabase.tasks.config import FinetuneConfig, PretrainConfig, PromptConfig, to_yaml
 from megabase.tasks.finetune import finetune
 from megabase.tasks.in_context import in_context
@@ -27,9 +28,6 @@ from megabase.tasks.prompt import learn_prompt
 from megabase.tasks.run import RunResult
 from megabase.training.run_folder import RunFolder, check_run
 from megabase.untrusted import shown
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _OWN = ("output", "resume", "overwrite", "force")
 """Settings that the sweep itself fills in, or that change no number."""
@@ -79,7 +77,7 @@ def sweep(
     verb = next((verb for kind, verb in verbs if isinstance(config, kind)), in_context)
     output, runs = Path(config.output), dict[str, tuple[dict[str, Any], RunConfig]]()
     for given in _combinations(values, draws, draw_seed):
-        one = with_values(config, given, "sweep: ")
+        one = config.with_values(given, "sweep: ")
         held = {name: _value_of(one, name) for name in given}
         name = _name(held)
         resume = config.resume and (output / name / "config.yaml").is_file()

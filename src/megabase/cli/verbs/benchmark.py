@@ -29,8 +29,7 @@ def _benchmark(args: Namespace) -> None:
     The output folder gets results.md, results.parquet, summary.parquet, results.html and the run
     folders. --resume resumes an interrupted sweep, or adds models, tasks and seeds to a finished
     one. The word collect in place of a suite makes one table of several sweeps (--data A,B --output
-    C). Exit status: 0 at the end, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it
-    after a checkpoint was saved.
+    C).
     """
     if args.suite == "collect":
         return _collect(args)

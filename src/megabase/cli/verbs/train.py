@@ -139,8 +139,7 @@ def _pretrain(args: Namespace) -> int:
 
     A run is described by a recipe (--config) and flags that win over it; every field of the recipe
     is a flag of the same name. The resolved recipe is saved in the output folder and re-creates the
-    run. Exit status: 0 at the end of the run, 2 for invalid input, 143 or 130 when SIGTERM or
-    SIGINT stopped it after a checkpoint was saved.
+    run. SIGINT and SIGTERM stop it after a checkpoint, with exit status 130 and 143.
     """
     config = _settings(PretrainConfig, args)
     from megabase.tasks.pretrain import pretrain
@@ -161,9 +160,7 @@ def _finetune(args: Namespace) -> int:
 
     MODEL is a model folder, a run folder, a Hub name or `default`; without it, --family or --preset
     starts from fresh weights. Every option can stand in a recipe (--config). Validation chooses the
-    best checkpoint, and the test sequences are scored once, at the end. Exit status: 0 at the end
-    of the run, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a checkpoint
-    was saved.
+    best checkpoint, and the test sequences are scored once, at the end.
     """
     config = _settings(FinetuneConfig, args, model=args.start or args.model)
     from megabase.tasks.finetune import finetune
@@ -172,7 +169,6 @@ def _finetune(args: Namespace) -> int:
 
 
 def _show_finetuned(result: RunResult) -> None:
-    """Print the metrics."""
     splits = [split for split in ("valid", "test") if getattr(result, split)]
     rows = [
         (name, *(f"{getattr(result, split)[name]:.4f}" for split in splits))
@@ -197,8 +193,7 @@ def _prompt(args: Namespace) -> int:
     MODEL is a model folder, a run folder, a Hub name or `default`. Only the soft-prompt tokens (and
     a head, with --prompt.answer head) are trained; OUTPUT/prompt holds them, a few kilobytes, with
     the name and the hash of the model. Of a --sweep of prompt.length alone a picture is drawn, too.
-    Every option can stand in a recipe (--config). Exit status: 0 at the end of the run, 2 for
-    invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a checkpoint was saved.
+    Every option can stand in a recipe (--config).
     """
     config = _settings(PromptConfig, args)
     plot = list(args.sweep) == ["prompt.length"]
@@ -236,15 +231,13 @@ def _draw_lengths(results: list[RunResult], path: Path) -> None:
 
 
 def _show_prompt(result: RunResult) -> None:
-    """Print the metrics."""
     heads = {
         "soft-prompt tokens": str(result.length),
         "parameters trained": f"{result.trained_parameters:,}",
         "bytes saved": f"{result.prompt_bytes:,}",
     }
-    _show_table(
-        f"prompts for {result.model}, answer by {result.answer}", "sequences", heads, result
-    )
+    title = f"prompts for {result.model}, answer by {result.answer}"
+    _show_table(title, "sequences", heads, result)
     kept = f"the model is unchanged; {result.run}/prompt holds what was learned"
     _show_lines([f"{result.seconds:,.0f} s in all; {kept}"], result)
 
@@ -260,9 +253,7 @@ def _icl(args: Namespace) -> int:
     MODEL is a model folder, a run folder, a Hub name or `default`. Each query is a sequence behind
     --shots demonstrations of each class with their labels, drawn from the training rows; the
     model's next token is the answer. --tune prompt first learns a soft prompt (the model is
-    frozen), --tune all trains every weight on such queries (instruction tuning). Exit status: 0 at
-    the end of the run, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a
-    checkpoint was saved.
+    frozen), --tune all trains every weight on such queries (instruction tuning).
     """
     config = _settings(InContextConfig, args)
     from megabase.tasks.in_context import in_context
@@ -271,7 +262,6 @@ def _icl(args: Namespace) -> int:
 
 
 def _show_in_context(result: RunResult) -> None:
-    """Print the metrics."""
     heads = {
         "shots": str(result.shots), "training queries": f"{result.samples:,}",
         "tokens": f"{result.tokens:,}",
