@@ -32,7 +32,7 @@ from benchmarks.harness import (
 from benchmarks.plain import PlainHyenaDNA
 from benchmarks.runtime import training_pass
 from megabase.models.describe import step_memory
-from megabase.ops.products import matmul, uses_onednn
+from megabase.ops.products import _uses_onednn, matmul
 from megabase.settings import Settings
 from megabase.training.process import keep_freed_memory
 
@@ -221,7 +221,7 @@ def run_step(config: StepConfig, say: Say) -> dict[str, Any]:
     )
     return record(
         "step", config, others,
-        float32_products="oneDNN" if uses_onednn() else "torch", equality=equality, seconds=median,
+        float32_products="oneDNN" if _uses_onednn() else "torch", equality=equality, seconds=median,
         tokens_per_second=tokens, ratios=ratios, share_of_limit=share,
         share_of_limit_in_cache=cached, steps=times,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import polars as pl
@@ -35,7 +35,6 @@ from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_opt
 from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
-from megabase.models.tokenizers.encoder import TokenBatch
 from megabase.objectives.units import Units
 from megabase.options import PredictOptions
 
@@ -174,11 +173,11 @@ class Predictor:
     ) -> tuple[Tensor, Tensor]:
         batch = self._loaded.encoder.batch(codes, self._loaded.device)
         with inference_mode(self._loaded.model):
-            logits = self._logits(batch)
+            logits = self._logits(batch.inputs())
             if self.both_strands and not self._own_average:
                 lengths = ((codes & BASE_BITS) != PAD).sum(axis=1)
                 other = self._loaded.encoder.batch(_turned(codes, lengths), self._loaded.device)
-                turned = self._logits(other)
+                turned = self._logits(other.inputs())
                 if self.by_base:
                     turned = _turned_back(turned, batch.bases)
                 logits = 0.5 * (logits + turned)
@@ -193,11 +192,9 @@ class Predictor:
                 logits = self.units.values(logits)
         return logits, batch.bases
 
-    def _logits(self, batch: TokenBatch) -> Tensor:
-        inputs: dict[str, Any] = {**batch.inputs()}
-        if self._own_average:
-            inputs["strand_average"] = self.both_strands
-        return self._loaded.model(**inputs).logits.float()
+    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        averages = {"strand_average": self.both_strands} if self._own_average else {}
+        return self._loaded.model(**inputs, **averages).logits.float()
 
     def along(
         self,

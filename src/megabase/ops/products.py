@@ -129,7 +129,7 @@ _ONEDNN: list[bool] = []
 """Whether oneDNN is there, once it was looked for: a list, because compilers can read one."""
 
 
-def uses_onednn() -> bool:
+def _uses_onednn() -> bool:
     """Say whether float32 products on this CPU go through oneDNN."""
     if not _ONEDNN:
         _ONEDNN.append(_find_onednn())
@@ -155,7 +155,7 @@ def _pays(a: Tensor, b: Tensor) -> bool:
         a.dtype == torch.float32
         and a.device.type == "cpu"
         and a.shape[0] * a.shape[1] * b.shape[1] >= _SMALL
-        and uses_onednn()
+        and _uses_onednn()
     )
 
 

@@ -22,7 +22,7 @@ _MOST_BASES = 16
 
 
 @dataclass(frozen=True)
-class TokenBatch:
+class _TokenBatch:
     """Some sequences as tokens, padded on the right."""
 
     ids: Tensor  # int64 (rows, tokens)
@@ -88,13 +88,13 @@ class TokenEncoder:
             return self.tokenizer.ids_from_codes(torch.tensor(codes)[None])[0].numpy()
         return np.array(self._ids(alphabet.decode(codes), False), dtype=np.int64)
 
-    def batch(self, codes: NDArray[np.uint8], device: torch.device) -> TokenBatch:
+    def batch(self, codes: NDArray[np.uint8], device: torch.device) -> _TokenBatch:
         """Encode rows of codes, uint8 (rows, length), padded on the right with padding codes."""
         if self._table is not None and not self.extra:
             ids = torch.from_numpy(self._table[codes].astype(np.int64)).to(device)
             known = (codes & alphabet.BASE_BITS) != alphabet.PAD
             real = torch.from_numpy(known).to(device)
-            return TokenBatch(ids, real, real, not known.all())
+            return _TokenBatch(ids, real, real, not known.all())
         lengths = ((codes & alphabet.BASE_BITS) != alphabet.PAD).sum(axis=1)
         rows = [self.row(row[:length]) for row, length in zip(codes, lengths, strict=True)]
         width = max(map(len, rows))
@@ -105,7 +105,7 @@ class TokenEncoder:
             real[number, : len(row)] = True
             bases[number, self.before : len(row) - len(self._after)] = True
         arrays = (torch.from_numpy(array).to(device) for array in (ids, real, bases))
-        return TokenBatch(*arrays, padded=not real.all())
+        return _TokenBatch(*arrays, padded=not real.all())
 
     def fits(self, codes: NDArray[np.uint8], longest: int | None) -> bool:
         """Tell whether a sequence fits a model of this many positions; None means no limit."""
