@@ -26,7 +26,7 @@ from megabase.tasks.config import (
 )
 from megabase.tasks.finetune import finetune
 from megabase.tasks.in_context import in_context
-from megabase.tasks.prompt import learn_prompt, prompt_lengths
+from megabase.tasks.prompt import learn_prompt
 
 CPU = DeviceConfig(accelerator="cpu", devices=1)
 
@@ -126,7 +126,6 @@ def test_tasks(files: dict[str, str]) -> None:
             ),
             "label_tokens, which is for classes",
         ),
-        (lambda: prompt_lengths(PromptConfig(model=files["causal"], **classes), ()), "empty"),
         (
             lambda: finetune(
                 FinetuneConfig(
