@@ -29,7 +29,7 @@ from benchmarks.harness import (
     use_threads,
 )
 from megabase.inference.generation.decoding import Decoder
-from megabase.inference.generation.generate import GenerateOptions, Sampler
+from megabase.inference.generation.generate import GenerateOptions, _Sampler
 from megabase.models.loading import threads
 from megabase.settings import Settings
 from megabase.training.process import keep_freed_memory
@@ -184,7 +184,7 @@ def _write(reader: Decoder, config: GenerateConfig, tokens: int) -> _Written:
     drawn = np.random.default_rng(config.seed).choice(tokens - 1, count - 1, replace=False) + 1
     places = {*drawn.tolist(), tokens}
     device = torch.device(config.device)
-    sampler = Sampler(GenerateOptions(seed=config.seed), range(config.batch))
+    sampler = _Sampler(GenerateOptions(seed=config.seed), range(config.batch))
     ids = np.empty((tokens, config.batch), np.int64)
     stamps = np.empty(tokens)
     kept: dict[int, Tensor] = {}

@@ -24,7 +24,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, T
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
-from megabase.inference.variants.prescored.every_snv import SnvOptions, SnvScorer, score_chunk
+from megabase.inference.variants.prescored.every_snv import _Options, _rows, _Scorer
 from megabase.models.loading import inference_mode
 from megabase.ops import backend
 from megabase.settings import Settings
@@ -74,7 +74,7 @@ def run_prescore(config: PrescoreConfig, say: Say) -> dict[str, Any]:
         store = Path(folder) / "genome.mb"
         Genome.build(config.genome, store)
         torch.set_num_threads(1)
-        scorer = SnvScorer.load(config.model, store, SnvOptions(config.window))
+        scorer = _Scorer.load(config.model, store, _Options(config.window))
         contig, turns = scorer.store.contigs[0], []
         end = min(contig.length, config.start + config.bases)
         for low in range(config.start, end, _CHUNK):
@@ -86,7 +86,7 @@ def run_prescore(config: PrescoreConfig, say: Say) -> dict[str, Any]:
             seconds = {}
             ways = {
                 "bare": partial(_bare, scorer, ids),
-                "ours": partial(score_chunk, scorer, [part]),
+                "ours": partial(_rows, scorer, [part]),
             }
             for name, way in ways.items():
                 began = time.perf_counter(), time.process_time()
@@ -111,14 +111,14 @@ def run_prescore(config: PrescoreConfig, say: Say) -> dict[str, Any]:
     return record("prescore", config, others, backend=backend.active(), **found)
 
 
-def _bare(scorer: SnvScorer, ids: torch.Tensor) -> None:
+def _bare(scorer: _Scorer, ids: torch.Tensor) -> None:
     """Run the model, and no more."""
     with inference_mode(scorer.model.model):
         for some in ids.split(scorer.rows):
             scorer.model.model(input_ids=some)
 
 
-def _compare(scorer: SnvScorer, part: Interval, ids: torch.Tensor) -> None:
+def _compare(scorer: _Scorer, part: Interval, ids: torch.Tensor) -> None:
     """Refuse scores that differ from those of the bare passes; the first chunk warms both up."""
     logits = []
     with inference_mode(scorer.model.model):

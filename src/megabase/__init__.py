@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from megabase.genome.interval import Variant as Variant
     from megabase.genome.store import Genome as Genome
     from megabase.inference.motifs.effects import Effect as Effect
-    from megabase.inference.motifs.meme import read_motifs as read_motifs
     from megabase.inference.motifs.seqlets import find_seqlets as find_seqlets
+    from megabase.inference.motifs.seqlets import read_motifs as read_motifs
     from megabase.inference.parts import gather_shards as gather_shards
-    from megabase.inference.variants.ensemble import rank_mean as rank_mean
+    from megabase.inference.variants.scorer import rank_mean as rank_mean
     from megabase.models.decoder import register_mixer as register_mixer
     from megabase.models.families import register_family as register_family
     from megabase.objectives.base import register_objective as register_objective
@@ -64,10 +64,9 @@ _HOME = {
     "genome.interval": ("Interval", "Variant"),
     "genome.store": ("Genome",),
     "inference.motifs.effects": ("Effect",),
-    "inference.motifs.meme": ("read_motifs",),
-    "inference.motifs.seqlets": ("find_seqlets",),
+    "inference.motifs.seqlets": ("find_seqlets", "read_motifs"),
     "inference.parts": ("gather_shards",),
-    "inference.variants.ensemble": ("rank_mean",),
+    "inference.variants.scorer": ("rank_mean",),
     "models.decoder": ("register_mixer",),
     "models.families": ("register_family",),
     "objectives.base": ("register_objective",),

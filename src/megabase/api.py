@@ -30,13 +30,13 @@ from megabase.inference.generation.job import generate_file
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import split_options
 from megabase.inference.motifs.effects import Effect, ablate, marginalize
-from megabase.inference.motifs.meme import Matrix
+from megabase.inference.motifs.seqlets import Matrix
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
 from megabase.inference.variants.prescored.every_snv import score_all
 from megabase.inference.variants.random_variants import calibrate_variants
-from megabase.inference.variants.scorer import VariantOptions, VariantScores, score_variants
+from megabase.inference.variants.scorer import VariantScores, score_variants
 from megabase.inference.variants.vcf_file import score_variants_file
 from megabase.models.loading import Loaded, ModelSpec, choose_device
 from megabase.models.loading import load as load_model
@@ -245,8 +245,7 @@ class Model(Loaded):
         given = _checked(options, out)
         if out is None:
             return ism(self, region, genome, **given)
-        own, run = split_options(given, VariantScoring)
-        return ism_file(self, region, _path(genome), out, VariantOptions(**own), **run)[0]
+        return ism_file(self, region, _path(genome), out, **given)[0]
 
     @overload
     def embed(

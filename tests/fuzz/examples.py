@@ -96,10 +96,10 @@ def gff(path: Path) -> None:
 
 
 def meme(path: Path) -> None:
-    from megabase.inference.motifs.meme import consensus, read_motifs
+    from megabase.inference.motifs.seqlets import read_motifs
 
     for matrix in read_motifs(path).values():
-        assert len(consensus(matrix)) == len(matrix)
+        assert matrix.shape == (len(matrix), 4)
 
 
 def vcf(path: Path) -> None:
@@ -215,9 +215,9 @@ def signal(path: Path) -> None:
 
 
 def saturation(path: Path) -> None:
-    from megabase.inference.ism import read_ism
+    from megabase.inference.ism import Mutagenesis
 
-    read_ism(path)
+    Mutagenesis.read(path)
 
 
 KINDS: dict[str, Kind] = {

@@ -20,11 +20,11 @@ from megabase.inference.variants.calibration import (
     CLASSES,
     SUBSTITUTIONS,
     Calibration,
+    _substitution_contexts,
     _toward,
     context_of,
-    substitution_contexts,
 )
-from megabase.inference.variants.random_variants import random_records
+from megabase.inference.variants.random_variants import _random_records
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
 PAIRS = str.maketrans("ACGTN", "TGCAN")
@@ -76,7 +76,7 @@ def test_contexts_are_those_of_the_text() -> None:
                     text, at, alt, False
                 )
                 around = encode(text[at - 2 : at + 3])
-                assert substitution_contexts(around, np.arange(4))["ACGT".index(alt)] == number
+                assert _substitution_contexts(around, np.arange(4))["ACGT".index(alt)] == number
     assert len(set(seen.values())) == len(seen)
     assert context_of(codes, 3, "TT", "TA") == context_of(codes, 4, "T", "A")
     for ref, alt, kind in (("T", "TAA", 1), ("TTG", "T", 2), ("TT", "AA", 3), ("TTG", "A", 3)):
@@ -148,9 +148,9 @@ def test_draws_are_uniform_over_known_bases(folder: Path) -> None:
     store = Genome(folder / "toy.mb")
     regions = Regions.of([0, 0], [100, 2000], [1100, 4500])
     how = {"count": 6000, "others": 300, "seed": 5}
-    chunks = list(random_records(folder / "toy.mb", regions, **how))
+    chunks = list(_random_records(folder / "toy.mb", regions, **how))
     records = [one for chunk in chunks for one in chunk]
-    again = [one for chunk in random_records(folder / "toy.mb", regions, **how) for one in chunk]
+    again = [one for chunk in _random_records(folder / "toy.mb", regions, **how) for one in chunk]
     assert again == records
     at = [one.position for one in records]
     assert at == sorted(at)
@@ -163,7 +163,7 @@ def test_draws_are_uniform_over_known_bases(folder: Path) -> None:
     kinds = [context_of(view, r.position, r.ref, alt)[1] for r in records for alt in r.alts]
     assert [kinds.count(kind) for kind in range(len(CLASSES))] == [6000, 300, 300, 300]
     with pytest.raises(InputError, match="no base"):
-        list(random_records(folder / "toy.mb", Regions.of([0], [3000], [3400]), **how))
+        list(_random_records(folder / "toy.mb", Regions.of([0], [3000], [3400]), **how))
 
 
 def test_held_out_random_variants_are_standard(folder: Path) -> None:
@@ -175,7 +175,7 @@ def test_held_out_random_variants_are_standard(folder: Path) -> None:
     assert file == folder / "one" / "variants.calibration.npz"
     assert mb.load(folder / "one").digest == model.digest
     store = Genome(folder / "toy.mb")
-    chunks = random_records(
+    chunks = _random_records(
         store.path, Regions.whole(store.lengths), count=6000, others=300, seed=1
     )
     vcf = folder / "held.vcf"

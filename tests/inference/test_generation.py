@@ -127,7 +127,11 @@ def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
 
 def test_progress_counts_every_base(model: HyenaDNAForCausalLM) -> None:
     counted: list[int] = []
-    generate(model, ["A", "AC", "C"], GenerateOptions(70), progress=counted.append)
+    options = GenerateOptions(70)
+    generator = SequenceGenerator(load(model, head="language"), options)
+    generator.progress = counted.append
+    for chunk in options.chunks(["A", "AC", "C"]):
+        generator.generate(chunk)
     assert sum(counted) == 210
 
 

@@ -14,7 +14,7 @@ from drawn import pictures
 
 from megabase.cli.main import main
 from megabase.genome.store import Genome
-from megabase.inference.ism import ism, read_ism
+from megabase.inference.ism import Mutagenesis, ism
 from megabase.inference.variants.scorer import score_variants
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
@@ -69,7 +69,7 @@ def test_matrix_track_and_picture_are_written(fasta: Path, model: Path, tmp_path
     seen[0].check(marks=40, across=0.95)
     assert seen[0].panels[0].axes.get_xlim() == (100.5, 140.5)
     assert main([*command, "-o", str(tmp_path / "out.npz")]) == 0
-    one, two = (read_ism(tmp_path / name) for name in ("out.parquet", "out.npz"))
+    one, two = (Mutagenesis.read(tmp_path / name) for name in ("out.parquet", "out.npz"))
     assert (one.ref, one.interval) == (two.ref, two.interval)
     for name, matrix in one.scores.items():
         np.testing.assert_array_equal(matrix, two.scores[name])

@@ -22,7 +22,7 @@ from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.evaluate.sequences import plan_windows
 from megabase.genome.alphabet import encode
 from megabase.inference.prediction import Predictor, predict, predict_file
-from megabase.inference.prediction_track import TrackOptions, _Call, _call_regions, predict_track
+from megabase.inference.prediction_track import TrackOptions, _call_regions, predict_track
 from megabase.inference.writers import Run, write_bigwig
 from megabase.models.adapt.prompt import PromptedModel, PromptSpec, save_prompt
 from megabase.models.auto import load_model
@@ -421,7 +421,7 @@ def test_stretches_are_joined_over_borders() -> None:
         Run("a", 3, np.array([0.7, 0.2, 0.9, 0.1], dtype=np.float32)),
         Run("b", 0, np.array([0.9], dtype=np.float32)),
     ]
-    means = [(c.contig, c.start, c.end, round(c.mean, 4)) for c in _call_regions(runs, 0.5)]
+    means = [(*place, round(mean, 4)) for *place, mean in _call_regions(runs, 0.5)]
     assert means == [("a", 1, 4, 0.8), ("a", 5, 6, 0.9), ("b", 0, 1, 0.9)]
     joined = list(_call_regions(runs, 0.5, join=1, shortest=2))
-    assert joined == [_Call("a", 1, 6, pytest.approx(0.825))]
+    assert joined == [("a", 1, 6, pytest.approx(0.825))]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megabase.errors import InputError
-from megabase.inference.generation.generate import GenerateOptions, Sampler, _probabilities
+from megabase.inference.generation.generate import GenerateOptions, _probabilities, _Sampler
 
 SCORES = np.log(np.array([[0.5, 0.2, 0.2, 0.1]]))
 
@@ -42,7 +42,7 @@ def row(values: dict[str, float]) -> np.ndarray:
 
 
 def test_draws_follow_the_probabilities_and_never_take_a_special_token() -> None:
-    sampler = Sampler(GenerateOptions(seed=5), [0])
+    sampler = _Sampler(GenerateOptions(seed=5), [0])
     scores = row(dict(zip("ACGT", SCORES[0], strict=True)))
     drawn = np.array([sampler.draw(scores)[0][0] for _ in range(20_000)])
     share = np.bincount(drawn, minlength=4) / len(drawn)
@@ -50,7 +50,7 @@ def test_draws_follow_the_probabilities_and_never_take_a_special_token() -> None
 
 
 def test_letters_in_any_order_and_their_log_probability() -> None:
-    sampler = Sampler(GenerateOptions(letters="TA", temperature=0), [0])
+    sampler = _Sampler(GenerateOptions(letters="TA", temperature=0), [0])
     places, log_probs = sampler.draw(row({"A": 1.0, "T": 2.0, "C": 9.0}))
     assert "TA"[places[0]] == "T"
     assert log_probs[0] == pytest.approx(-np.log1p(np.exp(-1.0)))
@@ -61,7 +61,7 @@ def test_a_sequence_draws_the_same_in_any_company() -> None:
     scores = np.random.default_rng(0).normal(size=(2_000, 16))
 
     def draws(numbers: list[int], own: int, seed: int = 3) -> list[int]:
-        sampler = Sampler(GenerateOptions(seed=seed), numbers)
+        sampler = _Sampler(GenerateOptions(seed=seed), numbers)
         return [int(sampler.draw(np.tile(s, (len(numbers), 1)))[0][own]) for s in scores]
 
     alone = draws([7], 0)
@@ -72,7 +72,7 @@ def test_a_sequence_draws_the_same_in_any_company() -> None:
 
 
 def test_a_letter_without_probability_is_never_drawn() -> None:
-    sampler = Sampler(GenerateOptions(top_k=1), [0])
+    sampler = _Sampler(GenerateOptions(top_k=1), [0])
     scores = row({"T": 3.0})
     assert {int(sampler.draw(scores)[0][0]) for _ in range(3_000)} == {3}
 

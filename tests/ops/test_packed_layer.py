@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.inference.variants.prefix.layers import PrefixLayers
+from megabase.inference.variants.hyena_prefix import _Layers
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.ops import backend, kernels
 from megabase.ops.hyena_mixer.packed import letter_log_probs
@@ -17,16 +17,16 @@ needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why
 TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-12}
 
 
-def pieces(dtype: torch.dtype, width: int = 24) -> PrefixLayers:
+def pieces(dtype: torch.dtype, width: int = 24) -> _Layers:
     torch.manual_seed(0)
     config = HyenaDNAConfig(d_model=width, n_layer=2, max_seq_len=600, initializer_range=0.3)
     model: Any = HyenaDNAForCausalLM(config).eval().to(dtype)
     for parameter in model.parameters():  # no bias may be 0, no norm 1
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return PrefixLayers(list(model.hyena.backbone.layers), 64)
+    return _Layers(list(model.hyena.backbone.layers), 64)
 
 
-def both(own: PrefixLayers, run: Any) -> tuple[Any, Any]:
+def both(own: _Layers, run: Any) -> tuple[Any, Any]:
     with torch.inference_mode():
         with backend.override("fast"):
             own.pack()

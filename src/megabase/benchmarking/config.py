@@ -30,14 +30,13 @@ class ModelEntry(Settings):
     """default, scratch (the shape of default, fresh weights), START:scratch, a family, a preset, a
     run or model folder, a Hub name; or the baseline kmer (kmer:5 counts words of up to 5)."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the fine-tuning by dotted name, such as optim.lr or head.reverse_complement; and
-    warmup, a list of lengths that are trained before the full one, for half of the epochs in all
-    (those shorter than the task's length)."""
+    """Settings of the fine-tuning by dotted name, such as optim.lr; and warmup, a list of lengths
+    that are trained before the full one, for half of the epochs in all."""
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Task -> settings of this model for that task alone; they win over settings."""
     tune: dict[str, list[Any]] = field(default_factory=dict)
-    """Settings with several values: all combinations are trained with the first seed, the best on
-    validation is kept. Test rows are not read for it."""
+    """Settings with several values: all combinations are trained with the first seed, without test
+    rows, and the best on validation is kept."""
     carry: bool = False
     """Start every further task from the run of the task before it, with the same seed and a new
     head: a length warm-up over tasks of growing length. The model must take the longest of them."""
@@ -50,11 +49,9 @@ class ModelEntry(Settings):
         if self.start == "kmer":
             return _KMER_WORDS
         found = re.fullmatch(r"kmer:(\d+)", self.start)
-        if not found:
-            return None
-        if not 1 <= int(found.group(1)) <= 8:
+        if found and not 1 <= int(found[1]) <= 8:
             raise InputError(f"{self.start}: words have 1 to 8 bases")
-        return (int(found.group(1)),)
+        return (int(found[1]),) if found else None
 
     @property
     def is_baseline(self) -> bool:
@@ -96,10 +93,9 @@ class SpeciesConfig(Settings):
     """Species name -> FASTA (plain or gzip) or folder of them, one for each chromosome. Empty: the
     records of --data (one FASTA for all species, named by the record or by SPECIES.fa[.gz])."""
     split: Literal["chromosome", "segment", "block", "record"] = "chromosome"
-    """chromosome: the published chromosomes (train others, valid 1, 3, 12, 13, test 5, 7, 9, 10,
-    11). segment: every record is cut along its length (70, 10, 20 %) into blocks of its own part.
-    block: records named block=N are dealt out by N, the same N to the same split in all species.
-    record: whole records are dealt out by their name."""
+    """chromosome: the published ones (valid 1, 3, 12, 13, test 5, 7, 9, 10, 11, train others).
+    segment: every record is cut along its length (70, 10, 20 %). block: records named block=N are
+    dealt out by N, alike in all species. record: whole records are dealt out by their name."""
     lengths: list[int] = field(default_factory=lambda: [1024])
     """Bases of a sample; one task for each."""
     train_bases: float = 4e6
@@ -107,8 +103,7 @@ class SpeciesConfig(Settings):
     eval_samples: int = 1000
     """Samples of validation and of test."""
     pool_records: bool = False
-    """Join the records of a split end to end before samples are drawn (for short blocks); joints
-    are marked by one N."""
+    """Join the records of a split, an N between, before samples are drawn (for short blocks)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +113,8 @@ class ChromatinConfig(Settings):
     genome: str | None = None
     """Genome store that the coordinates belong to."""
     peaks: dict[str, str] = field(default_factory=dict)
-    """Label name -> BED or narrowPeak file; labels are made by the published rule: more than half
-    of the central bin is covered. GROUP:NAME puts a label into a group of the medians."""
+    """Label name -> BED or narrowPeak file; a label holds when more than half of the central bin is
+    covered, as published. GROUP:NAME puts it into a group of the medians."""
     length: int = 1000
     """Bases of a window."""
     bin: int = 200
@@ -149,8 +144,8 @@ class BiotypeConfig(Settings):
     test_fraction: float = 0.2
     """Share of the genes that are tested."""
     max_length: int | None = None
-    """Bases of a piece; longer genes are cut into pieces whose embeddings are averaged. null: the
-    longest input of the model."""
+    """Bases of a piece; the embeddings of the pieces of a gene are averaged. null: the longest
+    input of the model."""
     trees: int = 1000
     """Boosted trees."""
     depth: int = 3
@@ -191,6 +186,11 @@ class VariantsConfig(Settings):
     workers: int | None = None
     """Processes that score; null: one for each GPU, or core of the CPU."""
 
+    @property
+    def method_names(self) -> list[str]:
+        """Methods asked for."""
+        return _split_words(self.methods)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(Settings):
@@ -206,8 +206,8 @@ class BenchmarkConfig(Settings):
     tasks: list[str] | str = field(default_factory=list)
     """Tasks to run, by name or by the end of their name (a,b or [a, b]); empty: all there are."""
     models: list[ModelEntry | str] | str = "default,scratch,kmer"
-    """Models: comma-separated names (default, scratch, START:scratch, families, presets, folders,
-    kmer, overlap), or in a recipe a list of names and entries with settings of their own."""
+    """Models: names with commas (default, scratch, START:scratch, families, presets, folders, kmer,
+    overlap), or in a recipe a list of names and entries with settings of their own."""
     seeds: list[int] | int | str | None = None
     """One run for each (1,2,3 or [1, 2, 3]); by default 1 to 3, and 1 to 5 for protocol cv5."""
     protocol: Protocol = "holdout"
@@ -219,8 +219,8 @@ class BenchmarkConfig(Settings):
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning for every model, by dotted name; a model's own win."""
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Task, by name or the end of its name -> settings for that task alone, such as a lower rate
-    for the longest length. They win over settings; a model's own win over both."""
+    """Task, by name or the end of its name -> settings for that task alone. They win over settings;
+    a model's own win over both."""
     recipe: str | None = None
     """Variant of the recipes of the suite's tasks, such as default, hyenadna or caduceus_ph;
     settings given here win over it."""
@@ -233,14 +233,13 @@ class BenchmarkConfig(Settings):
     resplit_seed: int = 0
     """Seed of that split."""
     together: float | None = None
-    """Rows that overlap stay on one side of every split that is made here (of test, validation and
-    folds): the share of a row's 16-mers, on either strand, that another row must hold, directly or
-    through others, such as 0.1. null splits row by row."""
+    """Rows that overlap stay on one side of every split that is made here: the share of a row's
+    16-mers, on either strand, that another row must hold, directly or through others, such as 0.1.
+    null splits row by row."""
     drop_leaks: bool = False
     """Remove training and validation rows that equal or nearly equal a test row."""
     leak_threshold: float = 0.5
-    """Share of the 16-mers of a row (both strands) that another row must hold to be a near
-    duplicate."""
+    """Share of a row's 16-mers (both strands) that a near duplicate of it holds."""
     pretrain_genome: str | None = None
     """Genome store that the models were pretrained on; null takes that of the run folders."""
     pretrain_regions: list[str] = field(default_factory=list)
@@ -293,14 +292,13 @@ class BenchmarkConfig(Settings):
             if entry.tune and entry.carry:
                 yield f"the model {entry.name} has tune and carry; they exclude each other"
         names = [entry.name for entry in self.entries]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             yield f"the name {', '.join(twice)} is given to several models; change one"
 
     @property
     def task_names(self) -> list[str]:
         """Tasks asked for."""
-        return split_words(self.tasks)
+        return _split_words(self.tasks)
 
     @property
     def seed_numbers(self) -> list[int]:
@@ -315,11 +313,11 @@ class BenchmarkConfig(Settings):
     def entries(self) -> list[ModelEntry]:
         """Models asked for."""
         given = self.models
-        models = split_words(given) if isinstance(given, str) else given
+        models = _split_words(given) if isinstance(given, str) else given
         return [ModelEntry(name=m, start=m) if isinstance(m, str) else m for m in models]
 
 
-def split_words(given: Sequence[str] | str) -> list[str]:
+def _split_words(given: Sequence[str] | str) -> list[str]:
     """Give the items of a list, which may be written with commas."""
     words = given.strip("[] ").split(",") if isinstance(given, str) else given
     return [word.strip(" '\"") for word in words if word.strip()]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.suites.base import Task, choose_tasks
+from megabase.benchmarking.suites.base import Task
 from megabase.errors import ConfigError, InputError
 from megabase.tasks.config import FinetuneConfig
 from megabase.training.run_folder import flatten
@@ -42,8 +41,7 @@ def open_entry(entry: ModelEntry, kinds: Sequence[str]) -> Any:
     from megabase.models.presets import find_preset
 
     start = entry.model_fields()
-    unknown = sorted(set(entry.settings) - {"overrides"})
-    if unknown:
+    if unknown := sorted(set(entry.settings) - {"overrides"}):
         raise InputError(f"{entry.name}: no model is trained, so {unknown[0]} has no meaning")
     torch.manual_seed(0)
     folder = None
@@ -64,27 +62,6 @@ def open_entry(entry: ModelEntry, kinds: Sequence[str]) -> Any:
     return family.classes()[kind](settings).eval()  # pyright: ignore[reportArgumentType]
 
 
-def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> BenchmarkConfig:
-    """Name the tasks of ``task_settings`` in full, those of the entries too.
-
-    `tasks` are all tasks of the suite's data, whether they are run or not; an :class:`InputError`
-    for a name that no task has, or several.
-    """
-
-    def named(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for name, settings in given.items():
-            (task,) = choose_tasks(tasks, [name], f"task_settings: {config.suite}")
-            found[task] = {**found.get(task, {}), **flatten(settings)}
-        return found
-
-    entries: list[ModelEntry | str] = [
-        dataclasses.replace(entry, task_settings=named(entry.task_settings))
-        for entry in config.entries
-    ]
-    return dataclasses.replace(config, task_settings=named(config.task_settings), models=entries)
-
-
 def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
     """Set fields by dotted name; a ConfigError for a name that fine-tuning does not have."""
     # An empty table changes nothing.
@@ -96,10 +73,7 @@ def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> Finet
 
 
 def finetune_settings(
-    config: BenchmarkConfig,
-    task: Task,
-    entry: ModelEntry,
-    chosen: Mapping[str, Any],
+    config: BenchmarkConfig, task: Task, entry: ModelEntry, chosen: Mapping[str, Any]
 ) -> FinetuneConfig:
     """Build the settings of one run; files, folder and seed are filled in by the runner.
 
@@ -111,14 +85,10 @@ def finetune_settings(
     settings: dict[str, Any] = {**DEFAULTS, "monitor": metric, "table.kind": task.kind}
     settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
     for more in (
-        task.settings,
-        _recipe_settings(config.recipe, task),
-        config.settings,
-        config.task_settings.get(task.name, {}),
-        entry.settings,
-        entry.task_settings.get(task.name, {}),
-        chosen,
-    ):
+        task.settings, _recipe_settings(config.recipe, task),
+        config.settings, config.task_settings.get(task.name, {}),
+        entry.settings, entry.task_settings.get(task.name, {}), chosen,
+    ):  # fmt: skip
         settings.update(flatten(more))
     _warm_up(settings, int(task.splits["train"].lengths.max()))
     # The runner writes the rows of every split itself, under these names.
@@ -134,11 +104,12 @@ def _warm_up(settings: dict[str, Any], length: int) -> None:
     shorter = sorted({int(w) for w in wanted if int(w) < length})
     if not shorter or "stages" in settings:
         return
-    epochs, positions = float(settings["epochs"]), 65_536
-    each = epochs / 2 / len(shorter)
+    half = float(settings["epochs"]) / 2
+    shares = [(w, half / len(shorter)) for w in shorter]
     settings["stages"] = [
-        {"length": w, "epochs": each, "micro_batch": max(1, positions // w)} for w in shorter
-    ] + [{"length": length, "epochs": epochs / 2, "micro_batch": max(1, positions // length)}]
+        {"length": w, "epochs": epochs, "micro_batch": max(1, 65_536 // w)}
+        for w, epochs in (*shares, (length, half))
+    ]
 
 
 def _recipe_settings(name: str | None, task: Task) -> dict[str, Any]:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites.base import Task
-from megabase.data.labeled import (
-    LabeledSequences,
-    members_by_class,
-    published_split,
-    split_rows,
-)
+from megabase.data.labeled import LabeledSequences, members_by_class, published_split, split_rows
 from megabase.data.leaks import (
     count_leaks,
     describe_pairs,
@@ -64,8 +59,7 @@ PROTOCOLS: dict[str, str] = {
 """Name -> what it does, printed with every table."""
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """One run: a seed, and the fold that is tested."""
 
     seed: int
@@ -88,24 +82,19 @@ class Splitter:
     def checked(self, task: Task, console: Console | None) -> Task:
         """Count leaks, keep the counts with the task, and drop rows if that is asked for."""
         config = self._config
-        key = hash_of(
-            {
-                "rows": {name: digest(rows) for name, rows in task.splits.items()},
-                "threshold": config.leak_threshold,
-                "drop": config.drop_leaks,
-                "genomes": [(path, str(places)) for path, places in _genomes(config)],
-            }
-        )
+        key = hash_of({
+            "rows": {name: digest(rows) for name, rows in task.splits.items()},
+            "threshold": config.leak_threshold, "drop": config.drop_leaks,
+            "genomes": [(path, str(places)) for path, places in _genomes(config)],
+        })  # fmt: skip
         file = Path(config.output) / "leaks" / f"{task.suite}.{task.name}-{key}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         splits = dict(task.splits)
         if config.drop_leaks and "test" in splits:
-            for name in ("train", "valid"):
-                if name in splits:
-                    bad = rows_in_others(
-                        splits[name], [splits["test"]], config.leak_threshold, both_ways=True
-                    )
-                    splits[name] = splits[name].take(np.flatnonzero(~bad))
+            for name in splits.keys() & {"train", "valid"}:
+                share = config.leak_threshold
+                bad = rows_in_others(splits[name], [splits["test"]], share, both_ways=True)
+                splits[name] = splits[name].take(np.flatnonzero(~bad))
         if not file.is_file():
             found = count_leaks(task.splits, config.leak_threshold)
             if config.drop_leaks:
@@ -125,17 +114,17 @@ class Splitter:
         splits, protocol = task.splits, self._config.protocol
         if protocol == "kfold":
             return self._fold(task, unit)
+        train = splits["train"]
         if task.test_fraction is not None:
-            rows = splits["train"]
-            groups = self._groups_of(rows)
-            kept, cut = split_rows(rows.labels, task.test_fraction, unit.seed, groups)
-            return {"train": rows.take(kept), "test": rows.take(cut)}
+            groups = self._groups_of(train)
+            kept, cut = split_rows(train.labels, task.test_fraction, unit.seed, groups)
+            return {"train": train.take(kept), "test": train.take(cut)}
         if "test" not in splits:
             raise InputError(
                 f"{task.name} has no test rows, which protocol {protocol} needs; add resplit=0.25, "
                 "or take protocol='kfold'"
             )
-        train, test = splits["train"], splits["test"]
+        test = splits["test"]
         if protocol in ("published", "cv5"):
             pooled = _join([part for name, part in splits.items() if name != "test"])
             if protocol == "published":
@@ -157,11 +146,8 @@ class Splitter:
         test, rest = np.flatnonzero(fold == unit.fold), np.flatnonzero(fold != unit.fold)
         inner = None if groups is None else groups[rest]
         kept, cut = split_rows(rows.labels[rest], 0.1, unit.seed, inner)
-        return {
-            "train": rows.take(rest[kept]),
-            "valid": rows.take(rest[cut]),
-            "test": rows.take(test),
-        }
+        parts = {"train": rest[kept], "valid": rest[cut], "test": test}
+        return {name: rows.take(own) for name, own in parts.items()}
 
     def _groups_of(self, rows: LabeledSequences) -> npt.NDArray[np.int64] | None:
         """Give the group of each row (rows,), which no split cuts; None where there are none."""
@@ -194,7 +180,6 @@ def _join(parts: list[LabeledSequences]) -> LabeledSequences:
     if len(parts) == 1:
         return first
     texts = [part.text.take(part.rows) for part in parts]
-    rows = sum(len(text.sequences) for text in texts)
     text = replace(
         first.text,
         sequences=[letters for text in texts for letters in text.sequences],
@@ -202,14 +187,12 @@ def _join(parts: list[LabeledSequences]) -> LabeledSequences:
         names=[name for text in texts for name in text.names or ()],
         intervals=None,
     )
+    offsets = np.cumsum([0, *(n for p in parts for n in p.lengths.tolist())], dtype=np.int64)
     return replace(
-        first,
+        first, offsets=offsets, text=text, labels=np.concatenate([p.labels for p in parts]),
         codes=np.concatenate([p.codes[p.offsets[0] : p.offsets[-1]] for p in parts]),
-        offsets=np.cumsum([0, *(n for p in parts for n in p.lengths.tolist())], dtype=np.int64),
-        labels=np.concatenate([p.labels for p in parts]),
-        text=text,
-        rows=np.arange(rows, dtype=np.int64),
-    )
+        rows=np.arange(len(text.sequences), dtype=np.int64),
+    )  # fmt: skip
 
 
 def _folds(
@@ -238,14 +221,12 @@ def _folds(
             held[place] += sizes[group]
     fold = of_group[member]
     if len(np.unique(fold)) < folds:
-        raise InputError(
-            f"rows that overlap stay together, and {len(sizes)} groups do not fill {folds} folds"
-        )
+        few = f"{len(sizes)} groups do not fill {folds} folds"
+        raise InputError(f"rows that overlap stay together, and {few}")
     return fold
 
 
-_MOST_CLASSES = 8
-"""With more of them the sentence would have no end; the file of the check has the counts."""
+_MOST_CLASSES = 8  # in a sentence; the file of the check has the counts of more
 
 
 def describe_leaks(found: Mapping[str, Any]) -> str:
@@ -293,9 +274,10 @@ def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
     found = []
     for path, places in _genomes(config):
         store = Genome(path)
+        regions = Regions.whole(store.lengths)
         if not isinstance(places, list):
             regions = places.regions(store, "train")
-        else:
-            regions = regions_of(store, places) if places else Regions.whole(store.lengths)
+        elif places:
+            regions = regions_of(store, places)
         found.append(genome_overlap(task.splits, store, regions))
     return found

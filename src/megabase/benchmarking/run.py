@@ -11,9 +11,10 @@ import importlib
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.models import check_entry, finetune_settings, settings_by_task
+from megabase.benchmarking.models import check_entry, finetune_settings
 from megabase.benchmarking.rows import Splitter, Unit
 from megabase.benchmarking.suites import SUITES
-from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, Task
+from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, Task, choose_tasks
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import InputError, RunError
 from megabase.evaluate import metrics
@@ -36,7 +37,7 @@ from megabase.tasks.finetune import finetune
 from megabase.tasks.labeled_data import digest, hash_of, start_record
 from megabase.tasks.run import write_arrays
 from megabase.training.process import Terminated
-from megabase.training.run_folder import RunFolder, environment
+from megabase.training.run_folder import RunFolder, environment, flatten
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,28 +59,14 @@ class Job:
 
 
 def run_benchmark(
-    config: BenchmarkConfig,
-    *,
-    console: Console | None = None,
+    config: BenchmarkConfig, *, console: Console | None = None,
     done: Callable[[], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Run a sweep and give its records, in order.
 
-    Parameters
-    ----------
-    config
-        Settings.
-    console
-        Where to show progress; None shows nothing.
-    done
-        Called after every finished run, to bring the table up to date.
-
-    Raises
-    ------
-    MegabaseError
-        For data, models or settings that cannot be used; before the first run where possible.
-    KeyboardInterrupt
-        When a signal ended it after a checkpoint; the same call with ``resume`` continues.
+    `done` is called after every finished run, to bring the table up to date. MegabaseError for
+    data, models or settings that cannot be used, before the first run where possible;
+    KeyboardInterrupt when a signal ended it after a checkpoint: ``resume`` continues.
     """
     output = Path(config.output)
     folder = RunFolder(output)
@@ -94,7 +81,7 @@ def run_benchmark(
         if config.task_settings or any(entry.task_settings for entry in config.entries):
             # Settings of a task that is not run this time are not a mistake.
             everything = suite.names(replace(config, tasks=[]))
-            config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
+            config = _settings_by_task(config, list(dict.fromkeys([*names, *everything])))
         suite.require()
         for entry in config.entries:
             if entry.is_baseline:
@@ -110,18 +97,34 @@ def run_benchmark(
         return [record for name in names for record in sweep.run(suite.load(config, name))]
 
 
+def _settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> BenchmarkConfig:
+    """Name the tasks of ``task_settings`` in full, those of the entries too.
+
+    `tasks` are all tasks of the suite's data, whether they are run or not; an :class:`InputError`
+    for a name that no task has, or several.
+    """
+
+    def named(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, settings in given.items():
+            (task,) = choose_tasks(tasks, [name], f"task_settings: {config.suite}")
+            found[task] = {**found.get(task, {}), **flatten(settings)}
+        return found
+
+    entries = [replace(entry, task_settings=named(entry.task_settings)) for entry in config.entries]
+    return replace(config, task_settings=named(config.task_settings), models=entries)
+
+
 def _start(config: BenchmarkConfig, output: Path) -> None:
     if config.overwrite:
         for name in ("runs", "data", "leaks", "embeddings", "pictures"):
             shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    starts = {
-        entry.name: start_record(
-            FinetuneConfig(train="train", output="output", **entry.model_fields()).trained
-        )
-        for entry in config.entries
-        if not entry.is_baseline
-    }
+    starts: dict[str, Any] = {}
+    for entry in config.entries:
+        if not entry.is_baseline:
+            base = FinetuneConfig(train="train", output="output", **entry.model_fields())
+            starts[entry.name] = start_record(base.trained)
     values = {
         "format": RECORD_FORMAT, "config": asdict(config), "environment": environment(),
         "starts": starts,
@@ -133,58 +136,40 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
 
 def _check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
     """Refuse the overlap baseline where there are no classes, or (`task` None) no rows to read."""
-    kind = None if task is None else task.kind
+    kind, where = None, config.suite
+    if task is not None:
+        kind, where = task.kind, f"{task.name}, whose labels are of kind {task.kind}"
     for entry in config.entries:
         if entry.start == "overlap" and kind != "classes":
-            where = (
-                config.suite if task is None else f"{task.name}, whose labels are of kind {kind}"
-            )
             raise InputError(
                 f"{entry.name}: overlap looks for test rows in training rows of the same class, "
                 f"which does not fit {where}; leave it out"
             )
 
 
-def _with_metric(task: Task, metric: str | None) -> Task:
-    if metric is None or metric == task.metric:
-        return task
-    metrics.check([metric], task.kind)
-    others = tuple(name for name in (task.metric, *task.metrics) if name != metric)
-    return replace(task, metric=metric, metrics=others)
-
-
-def _recorded(run: FinetuneConfig) -> dict[str, Any]:
-    """Give settings as the record keeps them, by which earlier runs are found again."""
-    # "force" was once a field of every run, and is part of the hash of their folders' names.
-    return json.loads(json.dumps({**asdict(run), "force": False}, default=str))
-
-
 class _Sweep:
     """All runs of a sweep; what several tasks need is kept here."""
 
     def __init__(
-        self,
-        config: BenchmarkConfig,
-        output: Path,
-        suite: Suite,
-        console: Console | None,
+        self, config: BenchmarkConfig, output: Path, suite: Suite, console: Console | None,
         done: Callable[[], None] | None,
-    ) -> None:
-        self._config, self._output = config, output
-        self._fit = suite.fit
+    ) -> None:  # fmt: skip
+        self._config, self._output, self._fit = config, output, suite.fit
         self._console, self._done = console, done
         self._earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
         """(model, unit) -> record of its run on the task before."""
 
     def show(self, text: str) -> None:
-        """Say what is done, where somebody listens."""
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False)
 
     def run(self, task: Task) -> Iterator[dict[str, Any]]:
         """Run every model on a task; give a record for each run."""
         config = self._config
-        task = _with_metric(task, config.metric)
+        if config.metric not in (None, task.metric):
+            metrics.check([config.metric], task.kind)
+            others = (name for name in (task.metric, *task.metrics) if name != config.metric)
+            task = replace(task, metric=config.metric, metrics=tuple(others))
         _check_overlap(config, task)
         splitter = Splitter(config)
         task = splitter.checked(task, self._console)
@@ -235,7 +220,8 @@ class _Sweep:
     def _settings(self, job: Job, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Any]:
         """Give the settings of a run, as they are and as JSON holds them."""
         run = finetune_settings(self._config, job.task, job.entry, chosen)
-        return run, _recorded(run)
+        # "force" was once a field of every run, and is part of the hash of their folders' names.
+        return run, json.loads(json.dumps({**asdict(run), "force": False}, default=str))
 
     def _carried(
         self, before: Mapping[str, Any], run: FinetuneConfig, settings: Mapping[str, Any]
@@ -266,7 +252,7 @@ class _Sweep:
             if job.before is not None:
                 run, settings = self._carried(job.before, run, settings)
         key = self._key(job, settings)
-        slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(entry.name).name)
+        slug = re.sub(r"[^\w.-]", "-", Path(entry.name).name)
         parent = self._output / "runs" / f"{task.suite}.{task.name}"
         folder = parent / f"{slug}-{config.protocol}-{unit.name}-{key}"
         file = folder / "record.json"
@@ -364,14 +350,9 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     if result is None or result.signal is not None:
         interrupted = result is not None and result.signal == signal.SIGINT
         raise KeyboardInterrupt if interrupted else Terminated
-    values = {
-        name: getattr(result, name)
-        for name in (
-            "family", "parameters", "trained_parameters", "training_seconds", "valid", "test",
-            "epochs", "steps", "best_step", "monitor", "tokens_per_second", "notes",
-        )
-    }  # fmt: skip
-    return {**values, "seconds": result.seconds + before}
+    names = ("family", "parameters", "trained_parameters", "training_seconds", "valid", "test",
+        "epochs", "steps", "best_step", "monitor", "tokens_per_second", "notes")  # fmt: skip
+    return {**{x: getattr(result, x) for x in names}, "seconds": result.seconds + before}
 
 
 def _write_splits(output: Path, job: Job) -> dict[str, str]:

@@ -22,8 +22,6 @@ _FAMILY_NAMES = {
 """Family -> its name in the tables of papers."""
 _METRIC_NAMES = VARIANT_METRICS | {"mcc": "MCC", "f1": "F1"}
 """Metrics that are written otherwise than they are named."""
-
-
 _Record = Mapping[str, Any]
 """A run (``record.json`` and the ``path`` of its folder), or a line of a table."""
 
@@ -172,7 +170,6 @@ def _cell(value: float | None, form: str = ".3f") -> str:
 
 
 def _estimate(record: _Record, metric: str) -> str:
-    """Show a further metric with its interval."""
     value, (low, high) = record["test"][metric], record["intervals"].get(metric, (None, None))
     return _cell(value) + ("" if low is None else f" ({_cell(low)} to {_cell(high)})")
 
@@ -180,10 +177,11 @@ def _estimate(record: _Record, metric: str) -> str:
 def _table_cells(
     lines: Sequence[_Record], records: Sequence[_Record]
 ) -> tuple[list[str], list[list[str]]]:
-    """Give the head and the rows of a task's table as text."""
     metric = lines[0]["metric"]
     groups = list(records[0]["groups"])
-    apart = _metrics_apart(records)
+    apart = [metric] if any("test_apart" in record for record in records) else []
+    # Accuracy says little where the rows that are left are mostly of one class.
+    apart += ["mcc"] if apart == ["accuracy"] and "mcc" in records[0]["metrics"] else []
     measured = [name for name in records[0].get("intervals", ()) if name != metric]
     head = [
         "model", "protocol", _METRIC_NAMES.get(metric, metric), "+-", "95 % interval", "runs",
@@ -209,15 +207,6 @@ def _table_cells(
     return head, rows
 
 
-def _metrics_apart(records: Sequence[_Record]) -> list[str]:
-    """Choose the metrics shown for the test rows that are in no other split; none without such."""
-    metric = records[0]["metric"]
-    if not any("test_apart" in record for record in records):
-        return []
-    # Accuracy says little where the rows that are left are mostly of one class.
-    return [metric, "mcc"] if metric == "accuracy" and "mcc" in records[0]["metrics"] else [metric]
-
-
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -226,17 +215,14 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _task_notes(records: Sequence[_Record]) -> list[str]:
     """Say what a reader of a task's metrics has to know: rows, leaks, comparability."""
     first = records[0]
-    notes: list[str] = []
     rows = ", ".join(f"{count:,} {name}" for name, count in first["rows"].items())
-    notes.append(f"Rows: {rows}; classes: {', '.join(first['classes'][:12])}"
-                 + (", ..." if len(first["classes"]) > 12 else "") + ".")  # fmt: skip
+    more = ", ..." if len(first["classes"]) > 12 else ""
+    notes = [f"Rows: {rows}; classes: {', '.join(first['classes'][:12])}{more}."]
     counts = dict.fromkeys(r["rows_apart"] for r in records if "rows_apart" in r)
     if counts:
         numbers = " or ".join(f"{count:,}" for count in counts)
-        notes.append(
-            f"Apart: over the {numbers} test rows that equal or nearly equal no training or "
-            "validation row."
-        )
+        row = "test rows that equal or nearly equal no training or validation row"
+        notes.append(f"Apart: over the {numbers} {row}.")
     said: list[str] = []
     for record in records:
         for note in record["notes"]:
@@ -250,22 +236,19 @@ def _task_notes(records: Sequence[_Record]) -> list[str]:
     if first["published"]:
         protocols = dict.fromkeys(p["protocol"] for p in first["published"])
         here = dict.fromkeys(r["protocol"] for r in records)
-        ways = " and ".join(protocols)
-        text = f"Published figures were made by protocol {ways}; these by {' and '.join(here)}"
+        text = f"Published figures were made by protocol {' and '.join(protocols)}; "
+        text += f"these by {' and '.join(here)}"
         if not first["official"]:
             text += ", on other test rows: the difference says little"
         elif set(here) - set(protocols):
             text += ": compare with care"
         notes.append(text + ".")
-        shown = "; ".join(
-            f"{p['model']} "
-            + ("" if p["metric"] == first["metric"] else f"{p['metric']} ")
-            + f"{p['value']:.3f}"
-            + ("" if p["spread"] is None else f" +- {p['spread']:.3f}")
-            + f" ({p['source']})"
-            for p in first["published"]
-        )
-        notes.append(f"Published: {shown}.")
+        shown = []
+        for p in first["published"]:
+            metric = "" if p["metric"] == first["metric"] else f"{p['metric']} "
+            around = "" if p["spread"] is None else f" +- {p['spread']:.3f}"
+            shown.append(f"{p['model']} {metric}{p['value']:.3f}{around} ({p['source']})")
+        notes.append(f"Published: {'; '.join(shown)}.")
     chosen = dict.fromkeys(
         f"{r['model']}: {', '.join(f'{k} {v}' for k, v in r['chosen'].items())}"
         for r in records

@@ -49,6 +49,12 @@ class VcfRecord:
     ref: str
     alts: tuple[str, ...]
 
+    @classmethod
+    def of(cls, line: int, contig: str, position: int, ref: str, *alts: str) -> VcfRecord:
+        """Make a record that has nothing but these."""
+        fields = (contig, str(one_based(position)), ".", ref, ",".join(alts) or ".", *"...")
+        return cls(line, fields, contig, position, ref, alts)
+
     def check(self, store: Genome, contig: int | None) -> Reason | None:
         """Say why no allele can be used; `contig` is its index in the store, if any."""
         if contig is None:

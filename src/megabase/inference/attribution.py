@@ -30,60 +30,37 @@ from megabase.genome import alphabet
 from megabase.genome.signal import require_bigwig
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance
-from megabase.inference.writers import (
-    Run,
-    merge_tables,
-    require_suffix,
-    write_bigwig,
-)
+from megabase.inference.writers import Run, merge_tables, require_suffix, write_bigwig
 from megabase.models.checkpoints.checks import require_finite
-from megabase.models.loading import (
-    ModelSpec,
-    find_class,
-    inference_mode,
-    language_model_kind,
-    load,
-)
+from megabase.models.loading import ModelSpec, find_class, inference_mode, language_model_kind, load
 from megabase.options import AttributeOptions
 
-Method = Literal["gradient", "gradient_input", "integrated_gradients"]
-METHODS: tuple[str, ...] = get_args(Method)
-"""Ways of attribution."""
-
-Baseline = Literal["uniform", "n"]
-BASELINES: tuple[str, ...] = get_args(Baseline)
+_Method = Literal["gradient", "gradient_input", "integrated_gradients"]
+_Baseline = Literal["uniform", "n"]
 """Where integrated gradients begin. ``uniform``: a quarter of every base. ``n``: the letter N at
 every position. (An embedding of zeros is not a baseline: the norm layers are steep around it.)"""
 
-Codes = NDArray[np.uint8]
+_Codes = NDArray[np.uint8]
 _LOG_LIKELIHOOD = "log-likelihood"  # name of the output of a language model
 _SUFFIXES = (".parquet", ".npz", ".bw", ".bigwig")  # formats that hold a number for each base
+_NUMBERS = ("output", "baseline_output", "gap")  # of a whole sequence
 
 
 @dataclass(frozen=True, repr=False)
 class Attribution:
-    """What each base of one sequence does to an output.
-
-    Parameters
-    ----------
-    values
-        float32 (length,): contribution of each position; its sum over A, C, G, T (and N).
-    letters
-        float32 (length, 4): by letter. The gradient for the gradient methods, the shares of
-        integrated gradients otherwise.
-    output
-        f of the sequence: a logit, or a log-likelihood in nats.
-    baseline_output
-        f of the baseline; NaN for the gradient methods.
-    gap
-        Sum of the attributions minus (output - baseline_output); NaN for the gradient methods.
-    """
+    """What each base of one sequence does to an output."""
 
     values: NDArray[np.float32]
+    """(length,): contribution of each position; its sum over A, C, G, T (and N)."""
     letters: NDArray[np.float32]
+    """(length, 4): by letter. The gradient for the gradient methods, the shares of integrated
+    gradients otherwise."""
     output: float
+    """f of the sequence: a logit, or a log-likelihood in nats."""
     baseline_output: float
+    """f of the baseline; NaN for the gradient methods."""
     gap: float
+    """Sum of the attributions minus (output - baseline_output); NaN for the gradient methods."""
 
     def __repr__(self) -> str:
         return f"Attribution({len(self.values):,} bases, output {self.output:.4g})"
@@ -93,27 +70,25 @@ class _Attributor:
     """A model and an output of it, ready to attribute; options: :class:`AttributeOptions`."""
 
     def __init__(
-        self,
-        spec: ModelSpec = None,
-        *,
-        target: str | int | None = None,
-        method: Method = "integrated_gradients",
-        baseline: Baseline = "uniform",
-        steps: int = 64,
-        batch_tokens: int = BATCH_TOKENS // 2,
-        device: str | torch.device | None = None,
-    ) -> None:
-        for name, value, known in (("method", method, METHODS), ("baseline", baseline, BASELINES)):
-            if value not in known:
-                raise InputError(f"{name} is one of {', '.join(known)}; found {value!r}")
+        self, spec: ModelSpec = None, *, target: str | int | None = None,
+        method: _Method = "integrated_gradients", baseline: _Baseline = "uniform", steps: int = 64,
+        batch_tokens: int = BATCH_TOKENS // 2, device: str | torch.device | None = None,
+    ) -> None:  # fmt: skip
+        for name, value, kind in (("method", method, _Method), ("baseline", baseline, _Baseline)):
+            if value not in get_args(kind):
+                raise InputError(f"{name} is one of {', '.join(get_args(kind))}; found {value!r}")
         if steps < 1:
             raise InputError(f"steps must be 1 or more, found {steps}")
         if method == "integrated_gradients":
-            _require_captum()
+            try:
+                import captum.attr  # noqa: F401
+            except ImportError:
+                what = "captum", "attribute", "integrated gradients"
+                raise MissingDependencyError(*what) from None
         self._loaded = loaded = load(spec, device=device)
         self.model, self.kind, self.name = loaded.model, loaded.kind, loaded.name
         self.encoder, self.digest = loaded.encoder, loaded.digest
-        self.device, self._names = loaded.device, loaded.class_names()
+        self.device, self.names = loaded.device, loaded.class_names()
         if not self.encoder.per_base:
             raise InputError(
                 f"{self.name} reads tokens of several bases; attribution to single bases needs one "
@@ -125,11 +100,6 @@ class _Attributor:
         codes = np.arange(5, dtype=np.uint8)  # token ids of A, C, G, T and N
         rows = self.encoder.row(codes)[self.encoder.before :][:5]
         self.rows = torch.from_numpy(rows).to(self.device)
-
-    @property
-    def target_name(self) -> str:
-        """What is attributed, in words."""
-        return self.target if isinstance(self.target, str) else self._names[self.target]
 
     def _find_target(self, target: str | int | None) -> int | str:
         if self.kind == "causal-lm":
@@ -145,17 +115,24 @@ class _Attributor:
                 f"{self.name} is a {self.kind} model; attribution needs a classifier or a causal "
                 "language model"
             )
-        return find_class(self._names, target, self.name)
+        return find_class(self.names, target, self.name)
 
-    def __call__(self, codes: Codes, name: str = "the sequence") -> Attribution:
+    def __call__(self, codes: _Codes, name: str = "the sequence") -> Attribution:
         """Attribute one sequence of base codes, uint8 (length,).
 
         InputError when it is empty or longer than the model reads, NotFiniteError for NaN or
         infinity.
         """
         require_readable(self._loaded, codes, name, "attribute a shorter part")
-        with _attributable(self.model):
-            found = self._attribute((codes & alphabet.BASE_BITS).astype(np.uint8))
+        trained = [one for one in self.model.parameters() if one.requires_grad]
+        for parameter in trained:  # no gradients to weights, which are as before afterwards
+            parameter.requires_grad_(False)
+        try:
+            with inference_mode(self.model, gradients=True):
+                found = self._attribute((codes & alphabet.BASE_BITS).astype(np.uint8))
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
         whole = [found.output]
         if self.method == "integrated_gradients":
             whole += [found.baseline_output, found.gap]
@@ -163,7 +140,7 @@ class _Attributor:
         require_finite(numbers[None], self.name, "attributions", lambda _: name)
         return found
 
-    def _attribute(self, codes: Codes) -> Attribution:
+    def _attribute(self, codes: _Codes) -> Attribution:
         batch = self.encoder.batch(codes[None], self.device)
         place = int(batch.bases[0].int().argmax())
         observed = torch.from_numpy(codes.astype(np.int64)).to(self.device)
@@ -186,11 +163,8 @@ class _Attributor:
     def _integrated(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Attribution:
         from captum.attr import IntegratedGradients
 
-        start = torch.zeros_like(x)
-        if self.baseline == "uniform":
-            start[..., :4] = 0.25
-        elif self.baseline == "n":
-            start[..., 4] = 1.0
+        values = [0.25] * 4 + [0.0] if self.baseline == "uniform" else [0.0] * 4 + [1.0]
+        start = x.new_tensor(values).expand_as(x).contiguous()
         shares = IntegratedGradients(forward).attribute(
             x, baselines=start, n_steps=self.steps, method="gausslegendre",
             internal_batch_size=max(1, self.batch_tokens // x.shape[1]),
@@ -253,34 +227,12 @@ def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator
     finally:
         handle.remove()
     if not seen:
-        raise InputError(
-            f"{type(model).__name__} does not call its embedding, so it cannot be attributed"
-        )
-
-
-@contextmanager
-def _attributable(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation without gradients to the weights; both are restored afterwards."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        with inference_mode(model, gradients=True):
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def _require_captum() -> None:
-    try:
-        import captum.attr  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("captum", "attribute", "integrated gradients") from None
+        name = type(model).__name__
+        raise InputError(f"{name} does not call its embedding, so it cannot be attributed")
 
 
 def attribute(
-    model: ModelSpec, sequences: Iterable[str | Codes], **options: Unpack[AttributeOptions]
+    model: ModelSpec, sequences: Iterable[str | _Codes], **options: Unpack[AttributeOptions]
 ) -> list[Attribution]:
     """Attribute an output of a model to the bases of sequences, letters or base codes, one by one.
 
@@ -294,11 +246,9 @@ def attribute(
 
 
 def attribute_file(
-    model: ModelSpec,
-    source: SequenceInput | str | Path,
-    output: str | Path,
+    model: ModelSpec, source: SequenceInput | str | Path, output: str | Path,
     **options: Unpack[AttributeOptions],
-) -> Path:
+) -> Path:  # fmt: skip
     """Attribute an output of a model to the bases of a file of sequences as :func:`attribute`.
 
     ``.parquet``: a row for each sequence with lists ``values`` (a number for each base) and
@@ -318,7 +268,8 @@ def attribute_file(
 
     def describe(ready: _Attributor) -> dict[str, Any]:
         return {
-            "target": ready.target_name, "method": ready.method, "baseline": ready.baseline,
+            "target": ready.target if isinstance(ready.target, str) else ready.names[ready.target],
+            "method": ready.method, "baseline": ready.baseline,
             "steps": ready.steps,
         }  # fmt: skip
 
@@ -329,8 +280,8 @@ def attribute_file(
             _write_npz(parts, target, provenance)
         else:
             with genome_store(str(given.genome)) as store:
-                contigs = {contig.name: contig.length for contig in store.contigs}
-            write_bigwig(target, contigs, Run.read(parts))
+                sizes = {contig.name: contig.length for contig in store.contigs}
+            write_bigwig(target, sizes, Run.read(parts))
 
     chunks = partial(SequenceInput.chunks, cost=16)  # of 64 steps, forth and back
     work = Work(_rows, partial(_Attributor, model, **own), chunks)
@@ -338,29 +289,25 @@ def attribute_file(
 
 
 def _rows(ready: _Attributor, chunk: list[Given]) -> pl.DataFrame:
-    """Give a row for each sequence."""
     found = [ready(item.codes, item.name) for item in chunk]
     floats = pl.List(pl.Float32)
     return pl.DataFrame(Given.columns(chunk)).with_columns(
-        pl.Series("output", [one.output for one in found]),
-        pl.Series("baseline_output", [one.baseline_output for one in found]),
-        pl.Series("gap", [one.gap for one in found]),
+        *(pl.Series(name, [getattr(one, name) for one in found]) for name in _NUMBERS),
         pl.Series("values", [one.values.tolist() for one in found], dtype=floats),
         pl.Series("letters", [one.letters.ravel().tolist() for one in found], dtype=floats),
     )
 
 
 def _write_npz(parts: list[Path], target: Path, provenance: Provenance) -> None:
-    """Write all sequences end to end."""
     frame = pl.concat([pl.read_parquet(part, glob=False) for part in parts])
-    lengths = frame["length"].to_numpy()
+    numbers: Any = {name: frame[name].to_numpy() for name in _NUMBERS}
     with target.open("wb") as file:
         np.savez(
             file,
             names=np.array(frame["name"].to_list(), dtype=np.str_),
-            offsets=np.concatenate(([0], np.cumsum(lengths))),
+            offsets=np.concatenate(([0], np.cumsum(frame["length"].to_numpy()))),
             values=frame["values"].explode().to_numpy(),
             letters=frame["letters"].explode().to_numpy().reshape(-1, 4),
             megabase=np.array(provenance.to_json()),
-            **{name: frame[name].to_numpy() for name in ("output", "baseline_output", "gap")},  # pyright: ignore[reportArgumentType]
+            **numbers,
         )

@@ -45,15 +45,11 @@ from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.options import EmbedOptions
 
 Pool = Literal["mean", "max", "sum", "first", "last"]
-POOLINGS: tuple[str, ...] = get_args(Pool)
 """Ways from the vectors of all bases to one."""
-
 Long = Literal["error", "chunks", "published"]
-LONG: tuple[str, ...] = get_args(Long)
 """What to do with a sequence longer than the model reads. ``error``: refuse it. ``chunks``: cut it
 into pieces side by side and pool over the positions of all pieces, so that a mean weighs every base
 alike. ``published``: the plain mean of the vectors of the pieces, however short the last one."""
-
 Averaged = Literal["forward", "both"]
 """Strands that are read: the one that is given, or the mean with its reverse complement."""
 
@@ -68,23 +64,14 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, repr=False)
 class Embeddings:
-    """Vectors of sequences.
-
-    Parameters
-    ----------
-    vectors
-        float32 (sequences, width).
-    lengths
-        int64 (sequences,): bases.
-    chunks
-        int64 (sequences,): pieces that each was read in.
-    layer, pooling, model, model_sha256
-        What the vectors are; the sha256 is over configuration and weights.
-    """
+    """Vectors of sequences, and what they are; the sha256 is over configuration and weights."""
 
     vectors: Vectors
+    """(sequences, width)."""
     lengths: NDArray[np.int64]
+    """Bases, (sequences,)."""
     chunks: NDArray[np.int64]
+    """Pieces that each was read in, (sequences,)."""
     layer: int
     pooling: str
     model: str
@@ -100,22 +87,15 @@ class Embedder:
     """A model ready to embed sequences; options are :class:`megabase.options.EmbedOptions`."""
 
     def __init__(
-        self,
-        spec: ModelSpec = None,
-        *,
-        layer: int = -1,
-        pooling: Pool = "mean",
-        long: Long = "error",
-        strands: Averaged = "forward",
-        batch_tokens: int = BATCH_TOKENS,
+        self, spec: ModelSpec = None, *, layer: int = -1, pooling: Pool = "mean",
+        long: Long = "error", strands: Averaged = "forward", batch_tokens: int = BATCH_TOKENS,
         device: str | torch.device | None = None,
-    ) -> None:
-        if pooling not in POOLINGS:
-            raise InputError(f"pooling is one of {', '.join(POOLINGS)}; found {pooling!r}")
-        if long not in LONG:
-            raise InputError(f"long is one of {', '.join(LONG)}; found {long!r}")
-        if strands not in get_args(Averaged):
-            raise InputError(f"strands is one of forward, both; found {strands!r}")
+    ) -> None:  # fmt: skip
+        for name, value, kind in (
+            ("pooling", pooling, Pool), ("long", long, Long), ("strands", strands, Averaged)
+        ):  # fmt: skip
+            if value not in get_args(kind):
+                raise InputError(f"{name} is one of {', '.join(get_args(kind))}; found {value!r}")
         self._loaded = loaded = load(spec, head="none", device=device)
         self.model, self.name, self.digest = loaded.model, loaded.name, loaded.digest
         self.encoder, self.longest, self._pad = loaded.encoder, loaded.longest, loaded.padded
@@ -141,9 +121,8 @@ class Embedder:
         if self.both_strands:
             turned = self._pool_pieces([reverse_complement(piece) for piece in pieces])
             found = (0.5 * (found + turned)).astype(np.float32)
-        require_finite(
-            found, self.name, "hidden states", lambda row: record_name(names, int(owner[row]))
-        )
+        name = self.name, "hidden states"
+        require_finite(found, *name, lambda row: record_name(names, int(owner[row])))
         count = np.bincount(owner, minlength=len(sequences))
         if len(pieces) == len(sequences):
             return found, count
@@ -156,10 +135,8 @@ class Embedder:
             return vectors.mean(axis=0)
         if self.pooling == "mean":
             return np.average(vectors, axis=0, weights=sizes).astype(np.float32)
-        if self.pooling == "sum":
-            return vectors.sum(axis=0)
-        if self.pooling == "max":
-            return vectors.max(axis=0)
+        if self.pooling in ("sum", "max"):
+            return getattr(vectors, self.pooling)(axis=0)
         return vectors[0 if self.pooling == "first" else -1]
 
     def _pieces(
@@ -180,7 +157,6 @@ class Embedder:
         return pieces, np.array(owner, dtype=np.int64)
 
     def _pool_pieces(self, pieces: Sequence[Codes]) -> Vectors:
-        """Give the pooled vector of each piece."""
         from megabase.layers.pooling import pool
 
         def vectors(codes: Codes, _: NDArray[np.int64]) -> list[Vectors]:
@@ -244,14 +220,7 @@ class Embedder:
 def embed(
     model: ModelSpec | Embedder, sequences: Iterable[str | Codes], **options: Unpack[EmbedOptions]
 ) -> Embeddings:
-    """Embed sequences, letters or base codes: one vector for each. An embedder keeps its options.
-
-    Examples
-    --------
-    >>> found = embed(None, ["ACGTACGT", "TTGACA"], pooling="mean")
-    >>> found.vectors.shape
-    (2, 128)
-    """
+    """Embed sequences, letters or base codes: one vector each. An embedder keeps its options."""
     own, run = split_options(options, EmbedOptions)
     embedder = model if isinstance(model, Embedder) else Embedder(model, **own, **run)
     codes = codes_of(sequences)
@@ -264,11 +233,9 @@ def embed(
 
 
 def embed_file(
-    model: ModelSpec,
-    source: SequenceInput | str | Path,
-    output: str | Path,
+    model: ModelSpec, source: SequenceInput | str | Path, output: str | Path,
     **options: Unpack[EmbedOptions],
-) -> Path:
+) -> Path:  # fmt: skip
     """Embed a file of sequences as :func:`embed`, in the format of the ending of `output`.
 
     Formats are ``.parquet``, ``.npy``, ``.npz``, ``.zarr`` and ``.h5ad``; with the pooling
@@ -294,13 +261,11 @@ def embed_file(
 
 
 def _pooled(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
-    """Give a row for each sequence."""
     vectors, pieces = ready.pooled([item.codes for item in chunk], [item.name for item in chunk])
     return _frame({**Given.columns(chunk), "chunks": pieces}, vectors)
 
 
 def _per_base(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
-    """Give a row for each base."""
     names = [item.name for item in chunk]
     found = list(ready.per_base([item.codes for item in chunk], names))
     lengths = [len(rows) for rows in found]
@@ -358,7 +323,6 @@ def _plain(column: pl.Series) -> NDArray[Any]:
 
 
 def _write_matrix(file: Any, shape: tuple[int, int], parts: Sequence[Path]) -> None:
-    """Write the matrix in the format of npy."""
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(file, header)
     for _, block in _blocks(parts):
@@ -368,7 +332,6 @@ def _write_matrix(file: Any, shape: tuple[int, int], parts: Sequence[Path]) -> N
 def _write_npz(
     target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
 ) -> None:
-    """Write matrix, columns and JSON as npz."""
     small = {name: _plain(columns[name]) for name in columns.columns}
     with zipfile.ZipFile(target, "w") as archive:
         for name, values in {_VECTOR: None, **small, "megabase": np.array(about)}.items():
@@ -382,7 +345,6 @@ def _write_npz(
 def _write_zarr(
     target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
 ) -> None:
-    """Write matrix, columns and JSON as a zarr group."""
     import zarr
 
     group: Any = zarr.open_group(str(target), mode="w", zarr_format=2)
@@ -399,7 +361,6 @@ def _write_zarr(
 def _write_h5ad(
     target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
 ) -> None:
-    """Write matrix, columns and JSON as AnnData."""
     import anndata
     import h5py
     import pandas as pd

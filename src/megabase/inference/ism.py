@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -22,14 +22,14 @@ from megabase.data.sources import genome_store
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.files import atomic_file
-from megabase.genome.interval import Interval, Strand, one_based
+from megabase.genome.interval import Interval, Strand
 from megabase.genome.signal import require_bigwig
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
+from megabase.inference.jobs import Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance, refuse_existing
 from megabase.inference.variants.methods import METHODS
-from megabase.inference.variants.scorer import VariantOptions, VariantScorer, load_scored
+from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.inference.writers import (
     TABLE_SUFFIXES,
     Run,
@@ -38,36 +38,41 @@ from megabase.inference.writers import (
     write_bigwig,
 )
 from megabase.models.loading import ModelSpec
-from megabase.options import RunOptions, VariantScoring
+from megabase.options import PassOptions, VariantScoring
 from megabase.untrusted import parsing
 
 _CHUNK = 128  # bases, of three variants each: as long as a chunk of a file of variants
+_OWN = ("ref", "contig", "start", "megabase")  # arrays of a file that are not those of a method
 
 
 @dataclass(frozen=True, repr=False)
 class Mutagenesis:
-    """Scores of every substitution of a region.
-
-    Parameters
-    ----------
-    interval
-        The region.
-    ref
-        Its bases, upper case.
-    scores
-        For each method float32 (length, 4), in the order A, C, G, T: 0 at the base of the genome,
-        NaN where there is no score.
-    provenance
-        Model, genome and options; None when read from a file.
-    """
+    """Scores of every substitution of a region."""
 
     interval: Interval
     ref: str
+    """The bases of the region, upper case."""
     scores: dict[str, NDArray[np.float32]]
+    """For each method float32 (length, 4), in the order A, C, G, T: 0 at the base of the genome,
+    NaN where there is no score."""
     provenance: Provenance | None = None
+    """Model, genome and options; None when read from a file."""
 
     def __repr__(self) -> str:
         return f"Mutagenesis({self.interval}, {', '.join(self.scores)})"
+
+    @classmethod
+    def read(cls, path: str | Path) -> Mutagenesis:
+        """Read a ``.parquet`` or ``.npz`` of ``megabase ism``; InputError for another file."""
+        path = Path(path)
+        with parsing(path, InputError, "expected a file that megabase ism wrote"):
+            if path.suffix.lower() == ".parquet":
+                return _from_table(read_parquet(path, InputError))
+            with np.load(path) as file:
+                found = dict(file)
+            ref, contig, start, _ = (found.pop(name) for name in _OWN)
+            interval = Interval(str(contig), int(start), int(start) + len(str(ref)))
+            return cls(interval, str(ref), found)
 
     def importance(self, method: str) -> NDArray[np.float32]:
         """Give each base the mean score of its substitutions, turned so that high is damage.
@@ -80,36 +85,27 @@ class Mutagenesis:
 
 
 def ism(
-    model: ModelSpec,
-    region: str | Interval,
-    genome: Genome | str | Path,
+    model: ModelSpec, region: str | Interval, genome: Genome | str | Path,
     **options: Unpack[VariantScoring],
-) -> Mutagenesis:
+) -> Mutagenesis:  # fmt: skip
     """Score every substitution of a region, ``chr1:1,001-2,000`` (1-based) or an interval.
 
     GenomeError when the region is not in the genome; InputError when model, window and methods do
     not fit.
     """
     own, run = split_options(options, VariantScoring)
-    settings = VariantOptions(**own)
-    loaded = load_scored(model, run.get("device"))
+    run = {name: run[name] for name in PassOptions.__optional_keys__ & run.keys()}
     with genome_store(genome) as store:
-        scorer = VariantScorer(loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS))
+        scorer = VariantScorer.load(model, store, VariantOptions(**own), **run)
         interval = _region(store, region)
         tables = [_rows(scorer, part) for part in _chunks(interval)]
     return _from_table(pl.concat(tables), scorer.provenance("ism", region=str(interval)))
 
 
 def ism_file(
-    model: ModelSpec,
-    region: str | Interval,
-    genome: str | Path,
-    output: str | Path,
-    options: VariantOptions | None = None,
-    *,
-    bigwig: str | None = None,
-    **running: Unpack[RunOptions],
-) -> list[Path]:
+    model: ModelSpec, region: str | Interval, genome: str | Path, output: str | Path, *,
+    bigwig: str | None = None, **options: Unpack[VariantScoring],
+) -> list[Path]:  # fmt: skip
     """Score every substitution of a region as :func:`ism` into a file; give all, `output` first.
 
     ``.parquet`` or ``.tsv``: a row for each substitution. ``.npz``: a matrix for each method.
@@ -117,7 +113,8 @@ def ism_file(
     :meth:`Mutagenesis.importance`; the output is then ``.parquet`` or ``.npz``. A shard is a
     folder instead.
     """
-    output, options = Path(output), options or VariantOptions()
+    own, running = split_options(options, VariantScoring)
+    output, settings = Path(output), VariantOptions(**own)
     require_suffix(output, (".parquet", ".npz") if bigwig else (*TABLE_SUFFIXES, ".npz"))
     if bigwig:
         require_bigwig()
@@ -134,28 +131,18 @@ def ism_file(
             written.extend((output, *tracks.values()))
             return ready.provenance("ism", region=str(interval))
 
-        make = partial(VariantScorer.load, model, store.path, options)
+        make = partial(VariantScorer.load, model, store.path, settings)
         work = Work(_rows, make, partial(_chunks, interval), attrgetter("length"))
         made = map_file(work, output, describe, _merge, **running)
         if made != output:
             return [made]
-        if tracks:
-            _write_tracks(read_ism(output), store, tracks)
+        found = Mutagenesis.read(output) if tracks else None
+        contigs = {contig.name: contig.length for contig in store.contigs}
+        for method, path in tracks.items() if found else ():
+            run = Run(interval.contig, interval.start, found.importance(method))
+            with atomic_file(path, overwrite=True, seeks=True) as file:
+                write_bigwig(Path(file.name), contigs, [run])
     return written
-
-
-def read_ism(path: str | Path) -> Mutagenesis:
-    """Read what ``megabase ism`` wrote as ``.parquet`` or ``.npz``; InputError for another file."""
-    path = Path(path)
-    with parsing(path, InputError, "expected a file that megabase ism wrote"):
-        if path.suffix.lower() == ".parquet":
-            return _from_table(read_parquet(path, InputError))
-        with np.load(path) as file:
-            own = ("ref", "contig", "start", "megabase")
-            scores = {name: file[name] for name in file.files if name not in own}
-            ref, start = str(file["ref"]), int(file["start"])
-            interval = Interval(str(file["contig"]), start, start + len(ref))
-        return Mutagenesis(interval, ref, scores)
 
 
 def _records(store: Genome, interval: Interval) -> list[VcfRecord]:
@@ -163,11 +150,8 @@ def _records(store: Genome, interval: Interval) -> list[VcfRecord]:
     records: list[VcfRecord] = []
     bases = decode(store.fetch(interval) & np.uint8(BASE_BITS))
     for position, ref in enumerate(bases, start=interval.start):
-        alts = tuple(base for base in BASES if base != ref) if ref in BASES else ()
-        fields = (
-            interval.contig, str(one_based(position)), ".", ref, ",".join(alts) or ".", *"...",
-        )  # fmt: skip
-        records.append(VcfRecord(position, fields, interval.contig, position, ref, alts))
+        alts = [base for base in BASES if base != ref] if ref in BASES else ()
+        records.append(VcfRecord.of(position, interval.contig, position, ref, *alts))
     return records
 
 
@@ -184,26 +168,22 @@ def _chunks(interval: Interval) -> Iterator[Interval]:
 
 
 def _rows(scorer: VariantScorer, part: Interval) -> pl.DataFrame:
-    """Give a row for each substitution."""
     return scorer.table(_records(scorer.store, part)).drop("id", "record", "allele")
 
 
 def _merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
-    """Write a table, or the matrices as ``.npz``."""
     if target.suffix.lower() != ".npz":
         merge_tables(parts, target, provenance)
         return
     found = _from_table(pl.concat([pl.read_parquet(part) for part in parts]))
     with target.open("wb") as file:
-        np.savez_compressed(
-            file, ref=np.array(found.ref), contig=np.array(found.interval.contig),
-            start=np.array(found.interval.start), megabase=np.array(provenance.to_json()),
-            **found.scores,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+        place = found.interval.contig, found.interval.start
+        own = (np.array(one) for one in (found.ref, *place, provenance.to_json()))
+        arrays: Any = {**dict(zip(_OWN, own, strict=True)), **found.scores}
+        np.savez_compressed(file, **arrays)
 
 
 def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Mutagenesis:
-    """Make matrices of a table of scores."""
     first = table.row(0, named=True)
     bases = table.group_by("start", maintain_order=True).agg(pl.col("ref").first())
     interval = Interval(first["contig"], first["start"], first["start"] + bases.height)
@@ -211,8 +191,7 @@ def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Mu
     index = rows["start"].to_numpy() - interval.start
     column = np.array([BASES.index(base) for base in rows["alt"]], dtype=np.int64)
     ref = "".join(bases["ref"])
-    known = [(i, BASES.index(base)) for i, base in enumerate(ref) if base in BASES]
-    own = tuple(np.array(known, dtype=np.int64).reshape(-1, 2).T)
+    own = np.nonzero(np.array(list(ref))[:, None] == np.array(list(BASES)))
     about = ("contig", "start", "end", "pos", "ref", "alt", "reason")
     scores: dict[str, NDArray[np.float32]] = {}
     for name in (name for name in table.columns if name not in about):
@@ -220,12 +199,3 @@ def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Mu
         scores[name][index, column] = rows[name].fill_null(np.nan).to_numpy()
         scores[name][own] = 0
     return Mutagenesis(interval, ref, scores, provenance)
-
-
-def _write_tracks(found: Mutagenesis, store: Genome, paths: dict[str, Path]) -> None:
-    """Write the importance of each base by each method as bigWig."""
-    contigs = {contig.name: contig.length for contig in store.contigs}
-    for method, path in paths.items():
-        run = Run(found.interval.contig, found.interval.start, found.importance(method))
-        with atomic_file(path, overwrite=True, seeks=True) as file:
-            write_bigwig(Path(file.name), contigs, [run])

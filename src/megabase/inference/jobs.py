@@ -35,36 +35,27 @@ from megabase.options import Progress, RunOptions
 _Part = pl.DataFrame | str | bytes
 """Result of a chunk: a frame (kept as Parquet), lines of text, or what is kept as it is."""
 
+_Merge = Callable[[list[Path], Path, Provenance], object]
+"""Writes all parts, in order, to a path."""
 _POLL_SECONDS = 0.1  # a chunk takes seconds or more, so looking more often would show nothing new
-
-
 BATCH_TOKENS = 1 << 16
 """Positions of a forward pass: a small model then keeps a CPU or a GPU busy in a few GB."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to every chunk of an input: all that a worker process is told, so picklable.
-
-    Parameters
-    ----------
-    verb
-        A function of a module, called with what `make` gave and a chunk.
-    make
-        Called with ``device=``: loads the model, in each process once.
-    chunks
-        Reads the input as a stream of chunks: the same ones at every call.
-    items
-        Counts the items of a chunk, for the progress bar.
-    suffix
-        Ending of part files: ``.parquet`` for frames, any other for text.
-    """
+    """What is done to every chunk of an input: all that a worker process is told, so picklable."""
 
     verb: Callable[[Any, Any], _Part]
+    """A function of a module, called with what `make` gave and a chunk."""
     make: Callable[..., Any]
+    """Called with ``device=``: loads the model, in each process once."""
     chunks: Callable[..., Iterable[Any]]
+    """Reads the input as a stream of chunks: the same ones at every call."""
     items: Callable[[Any], int] = len
+    """Counts the items of a chunk, for the progress bar."""
     suffix: str = ".parquet"
+    """Ending of part files: ``.parquet`` for frames, any other for text."""
 
 
 @dataclass(frozen=True)
@@ -119,21 +110,16 @@ def check_run(output: str | Path, **running: Unpack[RunOptions]) -> _Share:
 
 
 def map_file(
-    work: Work,
-    output: str | Path,
-    describe: Callable[[Any], Provenance],
-    merge: Callable[[list[Path], Path, Provenance], object],
+    work: Work, output: str | Path, describe: Callable[[Any], Provenance], merge: _Merge,
     **running: Unpack[RunOptions],
-) -> Path:
+) -> Path:  # fmt: skip
     """Compute all chunks of an input and merge them into the output.
 
-    ``batch_tokens`` goes to ``work.make``.
-
-    `describe` is called in this process with what ``work.make`` gave, before the first chunk: it
-    checks that and gives the provenance; equal provenance means equal output. `merge` is called
-    with all parts in order, the path to write, and the provenance. With ``shard`` the parts are not
-    merged, and the result is their folder. A folder of parts begun by this call stays, for
-    ``resume``, after an interrupt, a kill, a lost worker or on a full disk; other errors remove it.
+    `describe` is called in this process with what ``work.make`` gave (with ``batch_tokens`` too),
+    before the first chunk: it checks that and gives the provenance; equal provenance means equal
+    output. With ``shard`` the parts are not merged, and the result is their folder. A folder of
+    parts begun by this call stays, for ``resume``, after an interrupt, a kill, a lost worker or on
+    a full disk; other errors remove it.
     """
     output = Path(output)
     workers, device = running.get("workers"), running.get("device")
@@ -166,14 +152,9 @@ def map_file(
 
 
 def map_sequences(
-    verb: str,
-    work: Work,
-    source: SequenceInput | str | Path,
-    output: str | Path,
-    describe: Callable[[Any], dict[str, Any]],
-    merge: Callable[[list[Path], Path, Provenance], object],
-    **running: Unpack[RunOptions],
-) -> Path:
+    verb: str, work: Work, source: SequenceInput | str | Path, output: str | Path,
+    describe: Callable[[Any], dict[str, Any]], merge: _Merge, **running: Unpack[RunOptions],
+) -> Path:  # fmt: skip
     """Compute all chunks of a file of sequences, as :func:`map_file`.
 
     ``work.chunks`` is called with the input, a FASTA genome of which becomes a store for all
@@ -266,7 +247,7 @@ def _work(
         for number, chunk in enumerate(work.chunks()):
             if not share.has(number):
                 continue
-            if not folder.has(number):
+            if not folder.part(number).is_file():
                 if ready is None:
                     ready = work.make(device=share.device)
                 folder.write(number, partial(_write_part, work.verb(ready, chunk)))
@@ -277,7 +258,6 @@ def _work(
 
 
 def _write_part(result: _Part, path: Path) -> None:
-    """Write the result of a chunk."""
     if isinstance(result, str):
         path.write_text(result, encoding="utf-8")
     elif isinstance(result, bytes):

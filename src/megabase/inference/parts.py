@@ -22,18 +22,7 @@ from typing import Any, NamedTuple
 from megabase import __version__
 from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, OutputError
-from megabase.genome.files import (
-    LOCK_NAME,
-    Lock,
-    atomic_file,
-    check_output,
-    file_digest,
-    is_stream,
-    new_name,
-    real_place,
-    write_json,
-    writing,
-)
+from megabase.genome import files
 from megabase.untrusted import read_json
 
 _MANIFEST = "manifest.json"  # what is computed
@@ -70,19 +59,20 @@ class Provenance:
         if source.genome is not None:
             with genome_store(source.genome) as store:
                 genome, sha256 = store.name, store.checksum
+        options = {**options}
         if source.found_kind == "vcf":
-            options = {**options, "window": source.window}
+            options["window"] = source.window
         if source.column is not None:
-            options = {**options, "sequence": source.column}
+            options["sequence"] = source.column
         if source.regions:
-            options = {**options, "regions": list(source.regions)}
+            options["regions"] = list(source.regions)
         inputs = cls.digests(source.path, *source.regions)
         return cls(verb, ready.name, ready.digest, genome, sha256, inputs, options)
 
     @staticmethod
     def digests(*given: str | Path) -> dict[str, str]:
         """Give names and sha256 of the inputs that are files; regions may be named otherwise."""
-        return {Path(one).name: file_digest(one) for one in given if Path(one).is_file()}
+        return {Path(one).name: files.file_digest(one) for one in given if Path(one).is_file()}
 
     def to_json(self) -> str:
         """Give one line of JSON with sorted keys: equal text for equal runs."""
@@ -101,20 +91,16 @@ class Shard(NamedTuple):
         """Read ``2/3``; the whole for None. InputError for anything else."""
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text or "1/1")
         if match is None or int(match[1]) > int(match[2]):
-            raise InputError(
-                f"a shard is a number and how many there are, such as 2/3; found {text}"
-            )
+            raise InputError(f"a shard is a number and how many there are, as 2/3; found {text}")
         return cls(int(match[1]) - 1, int(match[2]))
 
     def folder(self, target: Path) -> Path | None:
         """Folder of the parts of an output; None for the whole."""
         if self.out_of == 1:
             return None
-        if is_stream(target):
-            raise InputError(
-                f"{target}: a shard needs a file as output, beside which its parts lie"
-            )
-        place = real_place(target)
+        if files.is_stream(target):
+            raise InputError(f"{target}: a shard needs a file as output, beside which parts lie")
+        place = files.real_place(target)
         return place.with_name(f"{place.name}.shard-{self.number + 1}-of-{self.out_of}")
 
 
@@ -125,7 +111,7 @@ def refuse_existing(
     target: Path, overwrite: bool, shard: Shard = _WHOLE, resume: bool = False
 ) -> None:
     """Refuse an output that cannot be written or that another process is making."""
-    if real_place(target).name and not is_stream(target):
+    if files.real_place(target).name and not files.is_stream(target):
         folder = PartFolder(target, "", shard.folder(target))
         folder._tidy()
         folder.refuse_finished(overwrite or resume)
@@ -133,7 +119,6 @@ def refuse_existing(
 
 
 def _check(target: Path, overwrite: bool) -> None:
-    """Refuse an output that cannot be written."""
     if target.is_dir() and (target / _ZARR_GROUP).is_file():
         if not overwrite:
             raise OutputError(
@@ -141,7 +126,7 @@ def _check(target: Path, overwrite: bool) -> None:
                 "or use overwrite=True"
             )
         return
-    check_output(target, overwrite, seeks=target.name.lower().endswith(_NOT_STREAMED))
+    files.check_output(target, overwrite, seeks=target.name.lower().endswith(_NOT_STREAMED))
 
 
 class PartFolder:
@@ -151,24 +136,16 @@ class PartFolder:
     """
 
     def __init__(self, target: Path, suffix: str, path: Path | None = None) -> None:
-        self.target = target
-        self.suffix = suffix
-        place = real_place(target)
+        self.target, self.suffix, self.created = target, suffix, False
+        place = files.real_place(target)
         self.path = path or place.with_name(f"{place.name}.partial")
-        self.created = False
-        self._lock = Lock(self.path / LOCK_NAME, target)
+        self._lock = files.Lock(self.path / files.LOCK_NAME, target)
 
     @classmethod
     def open(
-        cls,
-        target: Path,
-        provenance: Provenance,
-        suffix: str,
-        *,
-        resume: bool = False,
-        overwrite: bool = False,
-        shard: Shard = _WHOLE,
-    ) -> PartFolder:
+        cls, target: Path, provenance: Provenance, suffix: str, *, resume: bool = False,
+        overwrite: bool = False, shard: Shard = _WHOLE,
+    ) -> PartFolder:  # fmt: skip
         """Begin an output, or resume an interrupted one; :meth:`release` it at the end.
 
         An interrupted run is resumed only with equal provenance. OutputError when the output exists
@@ -176,7 +153,7 @@ class PartFolder:
         `resume` nor `overwrite` is on.
         """
         refuse_existing(target, overwrite, shard, resume)
-        stream = is_stream(target)
+        stream = files.is_stream(target)
         if stream and resume:
             raise OutputError(f"{target} is a pipe or a device: there is nothing to resume")
         place = Path(tempfile.mkdtemp(prefix="megabase-")) if stream else shard.folder(target)
@@ -200,7 +177,16 @@ class PartFolder:
         manifest = self.path / _MANIFEST
         if manifest.is_file():
             if resume:
-                self._require_same(provenance, read_json(manifest, OutputError))
+                from megabase.training.run_folder import differences
+
+                wrong = differences(read_json(manifest, OutputError), _record(provenance))
+                if found := [*wrong.values()]:
+                    more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+                    raise OutputError(
+                        f"{self.path} belongs to a run with other options or inputs "
+                        f"({'; '.join(found[:3])}{more}); use the same ones, or start again with "
+                        "overwrite=True"
+                    )
                 (self.path / _SHARD).unlink(missing_ok=True)
                 return
             if not overwrite:
@@ -211,12 +197,12 @@ class PartFolder:
                 )
         self._clear()
         self.created = True
-        with writing(self.target):
-            write_json(manifest, _record(provenance))
+        with files.writing(self.target):
+            files.write_json(manifest, _record(provenance))
 
     def _clear(self) -> None:
         """Empty the folder, but for the lock."""
-        found = [path for path in self.path.iterdir() if path.name != LOCK_NAME]
+        found = [path for path in self.path.iterdir() if path.name != files.LOCK_NAME]
         strangers = [path.name for path in found if not path.name.startswith(".")]
         if strangers and not (self.path / _MANIFEST).is_file():
             raise OutputError(
@@ -235,43 +221,25 @@ class PartFolder:
         if (self.path / _MERGED).is_file() and not self._merged.exists():
             self.discard()  # only the last step moves the merged output away
 
-    def _require_same(self, provenance: Provenance, record: dict[str, Any]) -> None:
-        """Refuse to resume a run that computes something else."""
-        from megabase.training.run_folder import differences
-
-        found = list(differences(record, _record(provenance)).values())
-        if found:
-            more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
-            raise OutputError(
-                f"{self.path} belongs to a run with other options or inputs "
-                f"({'; '.join(found[:3])}{more}); use the same ones, or start again with "
-                "overwrite=True"
-            )
-
     @property
     def _merged(self) -> Path:
         """Path of the merged output: inside the folder, so nothing half-done lies beside it."""
-        return self.path / "output" / real_place(self.target).name
+        return self.path / "output" / files.real_place(self.target).name
 
     def part(self, number: int) -> Path:
         """Place of the part of chunk `number`."""
         return self.path / f"part-{number:08d}{self.suffix}"
 
-    def has(self, number: int) -> bool:
-        """Whether the part of this chunk is finished."""
-        return self.part(number).is_file()
-
     def finished(self) -> list[int]:
         """Numbers of the finished parts, in order."""
-        return sorted(
-            int(path.name[5:13]) for path in self.path.glob(f"part-????????{self.suffix}")
-        )
+        found = self.path.glob(f"part-????????{self.suffix}")
+        return sorted(int(path.name[5:13]) for path in found)
 
     def write(self, number: int, write: Callable[[Path], object]) -> None:
         """Write the part of a chunk: `write` is given a path, whose file is then renamed."""
         part = self.part(number)
-        temporary = new_name(part)
-        with writing(self.target, _ADVICE):
+        temporary = files.new_name(part)
+        with files.writing(self.target, _ADVICE):
             try:
                 write(temporary)
                 os.replace(temporary, part)
@@ -283,15 +251,15 @@ class PartFolder:
         """Merge all parts, in order, with `merge` (parts, path to write); remove the folder."""
         parts = [self.part(number) for number in range(chunks)]
         merged, mark = self._merged, self.path / _MERGED
-        with writing(self.target, _ADVICE):
+        with files.writing(self.target, _ADVICE):
             mark.unlink(missing_ok=True)
             merged.parent.mkdir(exist_ok=True)
             merge(parts, merged)
-            if is_stream(self.target):
-                with atomic_file(self.target) as stream, merged.open("rb") as file:
+            if files.is_stream(self.target):
+                with files.atomic_file(self.target) as stream, merged.open("rb") as file:
                     shutil.copyfileobj(file, stream)
             else:
-                place = real_place(self.target)
+                place = files.real_place(self.target)
                 mark.touch()
                 if place.exists() and (merged.is_dir() or place.is_dir()):
                     # A folder takes no other's place: the old one goes away with the parts.
@@ -309,8 +277,8 @@ class PartFolder:
 
     def finish_shard(self, shard: Shard, chunks: int) -> None:
         """Mark the shard as finished, of a run of this number of chunks."""
-        with writing(self.target, _ADVICE):
-            write_json(self.path / _SHARD, {"shard": list(shard), "chunks": chunks})
+        with files.writing(self.target, _ADVICE):
+            files.write_json(self.path / _SHARD, {"shard": list(shard), "chunks": chunks})
 
     def discard(self) -> None:
         """Remove the folder with all parts."""
@@ -356,9 +324,8 @@ def gather_shards(
             more = "; ".join([*differences(*pair).values()][:3]) or f"other {other[0]}"
             raise OutputError(f"{path} is of another run than {folders[0]} ({more})")
         if index in found:
-            raise OutputError(
-                f"shard {index + 1} of {count} is given twice: {found[index]}, {path}"
-            )
+            pair = f"{found[index]}, {path}"
+            raise OutputError(f"shard {index + 1} of {count} is given twice: {pair}")
         found[index] = path
         for number in range(index, chunks, count):
             if not any(path.glob(f"part-{number:08d}.*")):
@@ -370,7 +337,7 @@ def gather_shards(
     # What a killed merge left is made good.
     folder = PartFolder.open(target, Provenance(**made), "", resume=True, overwrite=overwrite)
     try:
-        with writing(target, _ADVICE):
+        with files.writing(target, _ADVICE):
             for path in found.values():
                 for part in path.glob("part-*"):
                     (folder.path / part.name).unlink(missing_ok=True)

@@ -44,28 +44,19 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, repr=False)
 class Predictions:
-    """What a model says about sequences.
-
-    Parameters
-    ----------
-    values
-        float32 (sequences, classes): probabilities, or numbers for a regression.
-    classes
-        Names of the columns.
-    problem
-        ``single_label_classification``, ``multi_label_classification`` or ``regression``.
-    model, model_sha256
-        Name of the model, and the sha256 over its configuration and weights.
-    both_strands
-        Whether both strands were averaged.
-    """
+    """What a model says about sequences."""
 
     values: Floats
+    """(sequences, classes): probabilities, or numbers for a regression."""
     classes: tuple[str, ...]
+    """Names of the columns."""
     problem: str
+    """``single_label_classification``, ``multi_label_classification`` or ``regression``."""
     model: str
     model_sha256: str
+    """Over configuration and weights."""
     both_strands: bool
+    """Whether both strands were averaged."""
 
     def __repr__(self) -> str:
         names = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
@@ -96,14 +87,10 @@ class Predictor:
     """A model with a head for labels; options are :class:`megabase.options.PredictOptions`."""
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        *,
-        prompt: str | Path | None = None,
-        strands: Averaged | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        self, spec: ModelSpec, *, prompt: str | Path | None = None,
+        strands: Averaged | None = None, batch_tokens: int = BATCH_TOKENS,
         device: str | torch.device | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._loaded = loaded = load(spec, prompt=prompt, device=device)
         if loaded.kind not in ("sequence-classification", "token-classification"):
             raise InputError(
@@ -197,15 +184,9 @@ class Predictor:
         return self._loaded.model(**inputs, **averages).logits.float()
 
     def along(
-        self,
-        codes: Codes,
-        *,
-        window: int | None = None,
-        overlap: int | None = None,
-        stitch: Stitch = "center",
-        part: tuple[int, int] | None = None,
-        name: str = "the sequence",
-    ) -> Floats:
+        self, codes: Codes, *, window: int | None = None, overlap: int | None = None,
+        stitch: Stitch = "center", part: tuple[int, int] | None = None, name: str = "the sequence",
+    ) -> Floats:  # fmt: skip
         """Predict every base along a sequence of any length: float32 (bases of the part, classes).
 
         A model that labels sequences is asked about windows; the answer of a window is given to the
@@ -216,17 +197,15 @@ class Predictor:
         """
         most, encoder = self.longest, self._loaded.encoder
         if not encoder.per_base and self.by_base:
-            raise InputError(
-                f"{self.name} labels tokens of several bases, not bases; predict whole sequences"
-            )
+            what = "labels tokens of several bases, not bases; predict whole sequences"
+            raise InputError(f"{self.name} {what}")
         if window is None:
             window = len(codes) if most is None else min(most, len(codes))
         if window < 1:
             raise InputError(f"a window needs 1 base or more, found {window}")
         if most is not None and window > most:
-            raise InputError(
-                f"a window of {window:,} bases does not fit {self.name}, which reads {most:,}"
-            )
+            reads = f"{self.name}, which reads {most:,}"
+            raise InputError(f"a window of {window:,} bases does not fit {reads}")
 
         def answer(spans: Sequence[Span]) -> Floats:
             rows = np.stack([codes[span.start : span.end] for span in spans])
@@ -270,10 +249,9 @@ def _turned_back(logits: Tensor, bases: Tensor) -> Tensor:
 
 
 def predict(
-    model: ModelSpec | Predictor,
-    sequences: Iterable[str | Codes],
+    model: ModelSpec | Predictor, sequences: Iterable[str | Codes],
     **options: Unpack[PredictOptions],
-) -> Predictions:
+) -> Predictions:  # fmt: skip
     """Predict the labels of sequences, letters or base codes.
 
     The model has a head for sequences or for bases, or a prompt is given with the one that it was
@@ -282,17 +260,14 @@ def predict(
     own, run = split_options(options, PredictOptions)
     ready = model if isinstance(model, Predictor) else Predictor(model, **own, **run)
     values = ready.sequences(codes_of(sequences))
-    return Predictions(
-        values, ready.classes, ready.problem, ready.name, ready.digest, ready.both_strands
-    )
+    model_of = ready.name, ready.digest
+    return Predictions(values, ready.classes, ready.problem, *model_of, ready.both_strands)
 
 
 def predict_file(
-    model: ModelSpec,
-    source: SequenceInput | str | Path,
-    output: str | Path,
+    model: ModelSpec, source: SequenceInput | str | Path, output: str | Path,
     **options: Unpack[PredictOptions],
-) -> Path:
+) -> Path:  # fmt: skip
     """Predict the labels of the sequences of a file as :func:`predict`, into Parquet or TSV.
 
     There is one row for each sequence, with its label and a probability for each class.
@@ -307,12 +282,9 @@ def predict_file(
 
 
 def _rows(ready: Predictor, chunk: list[Given]) -> pl.DataFrame:
-    """Give a row for each sequence."""
     values = ready.sequences([item.codes for item in chunk], [item.name for item in chunk])
-    columns = Given.columns(chunk)
+    columns, prefix = Given.columns(chunk), ""
     if ready.problem != "regression":
-        columns["label"] = list(_labels(values, ready.classes, ready.problem))
-    prefix = "" if ready.problem == "regression" else "p_"
-    for number, name in enumerate(ready.classes):
-        columns[f"{prefix}{name}"] = values[:, number]
-    return pl.DataFrame(columns)
+        columns["label"], prefix = list(_labels(values, ready.classes, ready.problem)), "p_"
+    found = zip(ready.classes, values.T, strict=True)
+    return pl.DataFrame({**columns, **{f"{prefix}{name}": column for name, column in found}})

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 import polars as pl
 
+from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import genome_store
 from megabase.errors import InputError, OutputError
 from megabase.evaluate.sequences import Stitch
@@ -25,11 +26,7 @@ from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import Work, check_run, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
-from megabase.inference.writers import (
-    Run,
-    require_suffix,
-    write_bigwig,
-)
+from megabase.inference.writers import Run, require_suffix, write_bigwig
 from megabase.models.loading import ModelSpec, find_class, track_names
 from megabase.options import PassOptions, RunOptions
 
@@ -62,13 +59,8 @@ class TrackOptions:
     """Called regions with at most this many bases between them become one."""
 
 
-class _Call(NamedTuple):
-    """A region whose bases all reach a threshold: 0-based half-open, with the mean of them."""
-
-    contig: str
-    start: int
-    end: int
-    mean: float
+_Call = tuple[str, int, int, float]
+"""A region whose bases all reach a threshold: contig, start, end, and the mean of its bases."""
 
 
 class _Tracker(NamedTuple):
@@ -81,17 +73,11 @@ class _Tracker(NamedTuple):
 
 
 def predict_track(
-    model: ModelSpec,
-    genome: str | Path,
-    output: str | Path,
-    *,
-    regions: Sequence[str] | None = None,
-    options: TrackOptions | None = None,
-    prompt: str | Path | None = None,
-    calls: str | Path | None = None,
-    strict: bool = False,
+    model: ModelSpec, genome: str | Path, output: str | Path, *,
+    regions: Sequence[str] | None = None, options: TrackOptions | None = None,
+    prompt: str | Path | None = None, calls: str | Path | None = None, strict: bool = False,
     **running: Unpack[RunOptions],
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Predict along a genome (a store or FASTA), or regions of it, with a model as for `predict`.
 
     ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T, or the
@@ -109,9 +95,7 @@ def predict_track(
         if as_bed:
             raise OutputError("calls are a BED file beside a bigWig; the output is BED already")
         if not str(calls).lower().endswith(".bed"):
-            raise OutputError(
-                f"{calls}: called regions are written as BED; name a file that ends so"
-            )
+            raise OutputError(f"{calls}: called regions are written as BED; name a file ending so")
         check_output(Path(calls), overwrite)
     names = track_names(model) if options.output is None and prompt is None and not as_bed else ()
     targets = [output]
@@ -123,18 +107,20 @@ def predict_track(
             check_output(path, overwrite)
     check_run(targets[0], **running)
     with genome_store(genome) as store:
-        chosen = _regions(store, regions, strict)
+        kept = Regions.whole(store.lengths)
+        if regions:
+            kept = regions_of(store, regions, strict=strict)
+        columns = (one.tolist() for one in (kept.contig, kept.start, kept.end))
+        chosen = [(store.contigs[i].name, *span) for i, *span in zip(*columns, strict=True)]
 
         def describe(ready: _Tracker) -> Provenance:
-            asked = asdict(options)
+            predictor, asked = ready.predictor, asdict(options)
+            asked["output"] = ", ".join(predictor.classes[column] for column in ready.columns)
+            asked["regions"] = _region_texts(chosen)
+            asked["both_strands"] = predictor.both_strands
             del asked["strands"]
-            predictor = ready.predictor
-            name = ", ".join(predictor.classes[column] for column in ready.columns)
-            both, texts = predictor.both_strands, _region_texts(chosen)
-            asked.update(output=name, both_strands=both, regions=texts)
-            return Provenance(
-                "predict", predictor.name, predictor.digest, store.name, store.checksum, {}, asked
-            )
+            places = store.name, store.checksum, {}
+            return Provenance("predict", predictor.name, predictor.digest, *places, asked)
 
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
             if as_bed:
@@ -162,7 +148,6 @@ def _tracker(
     model: ModelSpec, prompt: str | Path | None, genome: Path, options: TrackOptions,
     **passes: Unpack[PassOptions],
 ) -> _Tracker:  # fmt: skip
-    """Load the model and find the class."""
     ready = Predictor(model, prompt=prompt, strands=options.strands, **passes)
     names = ready.classes
     if options.output is not None:
@@ -180,7 +165,6 @@ def _tracker(
 
 
 def _blocks(regions: Iterable[tuple[str, int, int]]) -> Iterator[Interval]:
-    """Cut regions into the blocks that chunks answer for."""
     for contig, start, end in regions:
         for low in range(start, end, _BLOCK):
             yield Interval(contig, low, min(low + _BLOCK, end))
@@ -205,17 +189,14 @@ def _block(ready: _Tracker, block: Interval) -> pl.DataFrame:
     return pl.DataFrame({"contig": contig, "start": low, "strand": "+"}).with_columns(columns)
 
 
-def _write_calls(
-    parts: list[Path], file: Any, options: TrackOptions, provenance: Provenance
-) -> None:
-    """Write the regions above the threshold as BED."""
-    name = provenance.options["output"].replace("\t", " ")
-    file.write(f"#megabase: {provenance.to_json()}\n".encode())
-    for call in _call_regions(
-        Run.read(parts), options.threshold, shortest=options.shortest, join=options.join
-    ):
-        score = round(1000 * min(max(call.mean, 0.0), 1.0))
-        file.write(f"{call.contig}\t{call.start}\t{call.end}\t{name}\t{score}\t.\n".encode())
+def _write_calls(parts: list[Path], file: Any, options: TrackOptions, made: Provenance) -> None:
+    name = made.options["output"].replace("\t", " ")
+    file.write(f"#megabase: {made.to_json()}\n".encode())
+    wanted = {"shortest": options.shortest, "join": options.join}
+    for call in _call_regions(Run.read(parts), options.threshold, **wanted):
+        score = round(1000 * min(max(call[-1], 0.0), 1.0))
+        place = "\t".join(map(str, call[:3]))
+        file.write(f"{place}\t{name}\t{score}\t.\n".encode())
 
 
 def _region_texts(regions: Sequence[tuple[str, int, int]]) -> list[str] | dict[str, Any]:
@@ -225,19 +206,6 @@ def _region_texts(regions: Sequence[tuple[str, int, int]]) -> list[str] | dict[s
         return texts
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return {"count": len(texts), "sha256": digest}
-
-
-def _regions(
-    store: Genome, places: Sequence[str] | None, strict: bool
-) -> tuple[tuple[str, int, int], ...]:
-    """Find regions, in the order of the genome."""
-    if not places:
-        return tuple((contig.name, 0, contig.length) for contig in store.contigs)
-    from megabase.data.regions import regions_of
-
-    found = regions_of(store, places, strict=strict)
-    rows = zip(found.contig.tolist(), found.start.tolist(), found.end.tolist(), strict=True)
-    return tuple((store.contigs[i].name, start, end) for i, start, end in rows)
 
 
 def _call_regions(
@@ -253,7 +221,7 @@ def _call_regions(
 
     def finished() -> Iterator[_Call]:
         if count and end - start >= shortest:
-            yield _Call(contig, start, end, total / count)
+            yield contig, start, end, total / count
 
     for run in runs:
         above = np.concatenate(([False], run.values >= threshold, [False]))

@@ -71,8 +71,6 @@ class SequenceScores:
 
 @dataclass(frozen=True)
 class _Options:
-    """What changes a score."""
-
     strands: Strands = "forward"
     window: int | None = None
     stride: int | None = None
@@ -88,29 +86,19 @@ class _Options:
 
 
 def score(
-    model: ModelSpec,
-    sequences: Mapping[str, str] | Iterable[str | Sequence],
+    model: ModelSpec, sequences: Mapping[str, str] | Iterable[str | Sequence],
     **options: Unpack[ScoreOptions],
-) -> SequenceScores:
+) -> SequenceScores:  # fmt: skip
     """Score sequences with a language model, whose mode is restored.
 
     Sequences are DNA texts (named by their number from 0), names and texts, or
     :class:`~megabase.data.sources.Sequence` objects. InputError when the model gives no
     probabilities to bases, or a window does not fit it; GenomeError for a letter that is not DNA.
-
-    Examples
-    --------
-    >>> from megabase.inference.scoring import score
-    >>> scores = score(None, {"one": "ACGTACGTACGT", "two": "AAAAAAAAAAAA"})
-    >>> scores.table["scored"].to_list()
-    [11, 11]
     """
     own, run = split_options(options, ScoreOptions)
     asked = _Options(**own)
-    if isinstance(sequences, Mapping):
-        named = sequences.items()
-    else:
-        named = enumerate(require_several(sequences))
+    by_name = isinstance(sequences, Mapping)
+    named = sequences.items() if by_name else enumerate(require_several(sequences))
     ambiguous: Counter[str] = Counter()
     items = [
         one
@@ -126,11 +114,9 @@ def score(
 
 
 def score_file(
-    model: ModelSpec,
-    source: SequenceInput | str | Path,
-    output: str | Path,
+    model: ModelSpec, source: SequenceInput | str | Path, output: str | Path,
     **options: Unpack[ScoreOptions],
-) -> Path:
+) -> Path:  # fmt: skip
     """Score a file of sequences, or the intervals of a BED file, as :func:`score`.
 
     The output, ``.parquet`` or ``.tsv``, is the table of :class:`SequenceScores`. ``context`` bases
@@ -148,8 +134,8 @@ def score_file(
     # Which side is context depends on the strand that is read, so both sides are read.
     chunks = partial(SequenceInput.chunks, context=context)
     verb = partial(_rows, asked, run.pop("batch_tokens", BATCH_TOKENS))
-    work, about = Work(verb, partial(load, model, head="language"), chunks), asdict(asked)
-    about["context"] = context
+    work = Work(verb, partial(load, model, head="language"), chunks)
+    about = {**asdict(asked), "context": context}
     return map_sequences("score", work, given, output, lambda _: about, merge_tables, **run)
 
 
@@ -206,19 +192,14 @@ def _log_probs(
     found = [np.full(len(row.codes), np.nan, np.float32) for row in rows]
     for (owner, span), values in zip(pieces, read, strict=True):
         found[owner][span.first : span.last] = span.part(values)
-    return [
-        values[row.lead : len(values) - row.after] for values, row in zip(found, rows, strict=True)
-    ]
+    both = zip(found, rows, strict=True)
+    return [values[row.lead : len(values) - row.after] for values, row in both]
 
 
 def _rows(
     options: _Options, batch_tokens: int, model: Loaded, sequences: list[Sequence]
 ) -> pl.DataFrame:
-    """Give a row for each sequence.
-
-    A causal model uses the context before a sequence (on the reverse strand: behind it), a masked
-    model both.
-    """
+    """Give a row for each sequence; a masked model uses the context on both sides of it."""
     rows: list[_Row] = []
     for one in sequences:
         directions = (
@@ -231,9 +212,8 @@ def _rows(
                 stop = len(row.codes) - row.after
                 rows.append(row if model.masked else _Row(row.codes[:stop], row.lead, 0))
     strands = 2 if options.strands == "both" else 1
-    found = _log_probs(
-        model, rows, options, batch_tokens, lambda row: sequences[row // strands].name
-    )
+    names = [one.name for one in sequences for _ in range(strands)]
+    found = _log_probs(model, rows, options, batch_tokens, names.__getitem__)
     records: list[dict[str, Any]] = []
     for number, one in enumerate(sequences):
         values = found[number * strands : (number + 1) * strands]
@@ -242,11 +222,11 @@ def _rows(
         stacked = np.stack(values)
         known = ~np.isnan(stacked)
         scored, total = int(known.sum()), float(np.nansum(stacked, dtype=np.float64))
-        interval = one.interval
+        place = one.interval
         record = {
-            "name": one.name, "contig": interval and interval.contig,
-            "start": interval and interval.start, "end": interval and interval.end,
-            "strand": interval and str(interval.strand), "length": one.length, "scored": scored,
+            "name": one.name, "contig": place and place.contig, "start": place and place.start,
+            "end": place and place.end, "strand": place and str(place.strand),
+            "length": one.length, "scored": scored,
             "log_likelihood": total / strands if scored else None,
             "perplexity": float(np.exp(-total / scored)) if scored else None,
         }  # fmt: skip

@@ -68,9 +68,8 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
         texts = np.asarray(X, dtype=object).ravel().tolist()
         for number, item in enumerate(texts):
             if not isinstance(item, (str, bytes)):
-                raise InputError(
-                    f"item {number} is {type(item).__name__}, expected DNA letters as text"
-                )
+                kind = type(item).__name__
+                raise InputError(f"item {number} is {kind}, expected DNA letters as text")
         return self._ready().pooled(codes_of(texts))[0]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:

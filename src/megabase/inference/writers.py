@@ -29,9 +29,8 @@ def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES)
     for suffix in suffixes:
         if Path(target).name.lower().endswith(suffix):
             return suffix
-    raise OutputError(
-        f"{target}: the ending says the format; expected one of {', '.join(suffixes)}"
-    )
+    known = ", ".join(suffixes)
+    raise OutputError(f"{target}: the ending says the format; expected one of {known}")
 
 
 def merge_tables(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
@@ -43,9 +42,8 @@ def merge_tables(parts: Sequence[Path], target: Path, provenance: Provenance) ->
     suffix = require_suffix(target)
     frame = pl.scan_parquet(list(parts), glob=False)
     if suffix == ".parquet":
-        frame.sink_parquet(
-            target, row_group_size=_ROW_GROUP, metadata={"megabase": provenance.to_json()}
-        )
+        about = {"megabase": provenance.to_json()}
+        frame.sink_parquet(target, row_group_size=_ROW_GROUP, metadata=about)
         return
     with target.open("wb") as file:
         file.write(f"#megabase: {provenance.to_json()}\n".encode())
@@ -56,7 +54,6 @@ def merge_tables(parts: Sequence[Path], target: Path, provenance: Provenance) ->
 
 
 def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Give a column as it stands in TSV."""
     if isinstance(dtype, pl.List):
         each = pl.element()
         if dtype.inner.is_float():

@@ -13,7 +13,7 @@ import torch
 
 import megabase as mb
 from megabase.benchmarking.config import VariantsConfig
-from megabase.benchmarking.suites.variant_tables import read_variant_table
+from megabase.benchmarking.suites.variants import _read_table
 from megabase.cli.main import main
 from megabase.errors import InputError, InputWarning, LeftOutWarning
 from megabase.genome.store import Genome
@@ -127,7 +127,7 @@ def layout_file(layout: str, rows: list[Row], folder: Path) -> Path:
 @pytest.mark.parametrize("layout", ["traitgym", "clinvar", "brca1", "brca2", "caqtl", "dsqtl"])
 def test_published_layouts(layout: str, place: Path, rows: list[Row], tmp_path: Path) -> None:
     path, store = layout_file(layout, rows, tmp_path), Genome(place / "toy.mb")
-    found = read_variant_table(path, store, VariantsConfig(layout=layout))  # type: ignore[arg-type]
+    found = _read_table(path, store, VariantsConfig(layout=layout))  # type: ignore[arg-type]
     read = [(r.contig, r.position, r.ref, r.alts[0]) for r in found.records]
     assert read == [row[:4] for row in rows]
     assert found.frame["label"].to_list() == [row[4] for row in rows]
@@ -154,18 +154,18 @@ def test_alleles_that_are_exchanged(place: Path, rows: list[Row], tmp_path: Path
               for n, (c, p, r, a, y) in enumerate(rows)]  # fmt: skip
     path = own_table(tmp_path / "t.csv", turned)
     with pytest.warns(InputWarning, match="20 of 60 rows have REF and ALT exchanged"):
-        found = read_variant_table(path, store, VariantsConfig())
+        found = _read_table(path, store, VariantsConfig())
     assert [(r.ref, r.alts[0]) for r in found.records] == [row[2:4] for row in rows]
     with pytest.raises(InputError, match=r"row 1: the genome has ALT .* exchanged"):
-        read_variant_table(path, store, VariantsConfig(swapped="refuse"))
+        _read_table(path, store, VariantsConfig(swapped="refuse"))
     zero = own_table(tmp_path / "z.csv", [(c, p - 1, r, a, y) for c, p, r, a, y in rows])
-    found = read_variant_table(zero, store, VariantsConfig(zero_based=True))
+    found = _read_table(zero, store, VariantsConfig(zero_based=True))
     assert [r.position for r in found.records] == [row[1] for row in rows]
     with pytest.raises(InputError, match=r"one base beside, \d+ of them agree \(variants.zero"):
-        read_variant_table(zero, store, VariantsConfig())
+        _read_table(zero, store, VariantsConfig())
     odd = own_table(tmp_path / "o.csv", [*rows, ("chr9", 1, "A", "C", True)])
     with pytest.warns(LeftOutWarning, match="1 UNKNOWN_CONTIG"):
-        assert len(read_variant_table(odd, store, VariantsConfig()).records) == 60
+        assert len(_read_table(odd, store, VariantsConfig()).records) == 60
     for config, told in (
         (VariantsConfig(columns={"label": "class"}), "has no column class; it has chrom, pos"),
         (VariantsConfig(columns={"score": "x"}), "it is for chrom, pos"),
@@ -173,7 +173,7 @@ def test_alleles_that_are_exchanged(place: Path, rows: list[Row], tmp_path: Path
         (VariantsConfig(layout="caqtl"), "has no column var.chr"),
     ):
         with pytest.raises(InputError, match=told):
-            read_variant_table(odd, store, config)
+            _read_table(odd, store, config)
 
 
 def test_one_table_the_same_twice(

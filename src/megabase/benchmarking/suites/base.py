@@ -15,7 +15,6 @@ from megabase.errors import InputError
 if TYPE_CHECKING:
     from megabase.benchmarking.run import Job
 
-
 RECORD_FORMAT = 1
 """Of records: raised when a field changes its meaning."""
 
@@ -25,9 +24,7 @@ class Task:
     """One data set of a suite."""
 
     suite: str
-    """Name of the suite."""
     name: str
-    """Name of the task."""
     splits: Mapping[str, LabeledSequences]
     """train, and valid and test where the data have them."""
     metric: str
@@ -46,7 +43,6 @@ class Task:
     """For several labels: group name -> first column and the one after its last."""
     length: int | None = None
     """Bases of a sequence, where it is what a series of tasks varies."""
-
     test_fraction: float | None = None
     """Share of the training rows that every run tests, of its own choice, without validation."""
 
@@ -118,9 +114,8 @@ def choose_tasks(found: Sequence[str], wanted: Sequence[str], where: str) -> lis
         fits = fits or [task for key, task in known.items() if key.endswith(f"_{plain}")]
         if len(fits) != 1:
             what = "no task" if not fits else f"{len(fits)} tasks ({', '.join(fits)})"
-            raise InputError(
-                f"{where} holds {what} named {name!r}; it has {', '.join(found) or 'none'}"
-            )
+            has = ", ".join(found) or "none"
+            raise InputError(f"{where} holds {what} named {name!r}; it has {has}")
         if fits[0] not in chosen:
             chosen.append(fits[0])
     return chosen

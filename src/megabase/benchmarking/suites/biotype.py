@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,6 @@ _MOST_POINTS = 3000
 
 
 def _names(config: BenchmarkConfig) -> list[str]:
-    """Name the task."""
     path = need_folder(config.data, "biotype", _INSTRUCTIONS)
     if config.protocol != "holdout":
         raise InputError(f"biotype knows the protocol holdout only, not {config.protocol}")
@@ -55,21 +55,15 @@ def _names(config: BenchmarkConfig) -> list[str]:
 def _load(config: BenchmarkConfig, name: str) -> Task:
     """Read the genes; every run draws its own test genes among them."""
     chosen = config.biotype
-    return Task(
-        suite="biotype",
-        name=name,
-        splits={"train": _read_genes(config)},
-        metric=_METRICS[0],
-        metrics=_METRICS[1:],
-        published=published("biotype", "biotype"),
-        official=False,
-        notes=(
-            f"frozen embeddings, mean over positions; {chosen.trees} boosted trees of depth "
-            f"{chosen.depth}; no validation rows, test genes drawn class by class with the run's "
-            "seed (the paper states no split)",
-        ),
-        test_fraction=chosen.test_fraction,
+    note = (
+        f"frozen embeddings, mean over positions; {chosen.trees} boosted trees of depth "
+        f"{chosen.depth}; no validation rows, test genes drawn class by class with the run's seed "
+        "(the paper states no split)"
     )
+    return Task(
+        "biotype", name, {"train": _read_genes(config)}, _METRICS[0], _METRICS[1:],
+        published("biotype", "biotype"), False, (note,), test_fraction=chosen.test_fraction,
+    )  # fmt: skip
 
 
 def _read_genes(config: BenchmarkConfig) -> LabeledSequences:
@@ -90,12 +84,8 @@ def _read_genes(config: BenchmarkConfig) -> LabeledSequences:
 def _require() -> None:
     """Refuse to begin without xgboost and scikit-learn (the extra biotype)."""
     for package in ("xgboost", "sklearn"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise MissingDependencyError(
-                package, "biotype", "boosted trees on embeddings"
-            ) from error
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "biotype", "boosted trees on embeddings")
 
 
 def _fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[str, Any]:
@@ -107,13 +97,10 @@ def _fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[
     started = time.perf_counter()
     train, test = job.splits["train"], job.splits["test"]
     trees = XGBClassifier(
-        n_estimators=chosen.trees,
-        max_depth=chosen.depth,
-        learning_rate=chosen.learning_rate,
+        n_estimators=chosen.trees, max_depth=chosen.depth, learning_rate=chosen.learning_rate,
         objective="multi:softprob" if len(train.classes) > 2 else "binary:logistic",
-        random_state=seed,
-        n_jobs=1,
-    )
+        random_state=seed, n_jobs=1,
+    )  # fmt: skip
     trees.fit(vectors[train.rows], train.labels)
     chances = np.asarray(trees.predict_proba(vectors[test.rows]), dtype=np.float32)
     outputs = np.log(np.maximum(chances, 1e-12))
@@ -141,16 +128,13 @@ def _embed(
         with np.load(file) as kept:
             return kept["values"], json.loads(str(kept["about"]))
     started = time.perf_counter()
-    words = entry.words
-    if words is not None:
+    if (words := entry.words) is not None:
         values = np.asarray(kmer_counts(genes, max(words)).toarray(), dtype=np.float32)
         about: dict[str, Any] = {"family": "kmer", "parameters": 0}
     else:
         model = open_entry(entry, ("base",))
-        about = {
-            "family": str(model.config.model_type),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
+        count = sum(p.numel() for p in model.parameters())
+        about = {"family": str(model.config.model_type), "parameters": count}
         values = _pieces(model, genes, config.biotype)
     about["seconds"] = time.perf_counter() - started
     write_arrays(file, {"values": values, "about": np.array(json.dumps(about))})
@@ -162,9 +146,8 @@ def _pieces(model: Any, genes: LabeledSequences, config: BiotypeConfig) -> npt.N
     from megabase.inference.embedding import Embedder
 
     embedder = Embedder(model)
-    longest = config.max_length or embedder.longest or int(genes.lengths.max())
-    if embedder.longest is not None:
-        longest = min(longest, embedder.longest)
+    longest = embedder.longest or int(genes.lengths.max())
+    longest = min(config.max_length or longest, longest)
     pieces: list[npt.NDArray[np.uint8]] = []
     owner: list[int] = []
     for index in range(len(genes)):
@@ -188,11 +171,9 @@ def _add_picture(job: Job, vectors: npt.NDArray[np.float32], output: Path) -> No
     perplexity = min(30.0, max(2.0, (len(test) - 1) / 3))
     points = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
     item = {
-        "model": job.entry.name,
-        "points": np.asarray(points, dtype=np.float64).round(3).tolist(),
-        "labels": test.labels.tolist(),
-        "classes": list(test.classes),
-    }
+        "model": job.entry.name, "points": np.asarray(points, dtype=float).round(3).tolist(),
+        "labels": test.labels.tolist(), "classes": list(test.classes),
+    }  # fmt: skip
     file = output / "pictures" / f"biotype.{job.task.name}.json"
     file.parent.mkdir(exist_ok=True)
     before = json.loads(file.read_text())["items"] if file.is_file() else []

@@ -35,8 +35,6 @@ CHROMATIN_WINDOW = 1000
 """Bases of the windows in the tables of the chromatin profile (DeepSEA)."""
 DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
 """Columns of DeepSEA's 919 labels: group -> first and the one after its last."""
-
-
 _PLACE = ("#contig", "#start", "#end")
 """Columns of a table of windows, 0-based half-open; the others are its labels, 0 or 1."""
 
@@ -64,8 +62,7 @@ def _read_coordinates(path: Path) -> pl.DataFrame:
 def _lift(windows: pl.DataFrame, chain: Path) -> pl.DataFrame:
     """Move windows to another assembly as published: both ends by themselves.
 
-    Windows whose ends do not map, land on different contigs, or are not as far apart as before are
-    dropped. Needs pyliftover (the extra suites).
+    Those whose ends do not map, or are not as far apart on one contig as before, are dropped.
     """
     try:
         from pyliftover import LiftOver  # pyright: ignore[reportMissingImports]
@@ -74,18 +71,15 @@ def _lift(windows: pl.DataFrame, chain: Path) -> pl.DataFrame:
     if not chain.is_file():
         raise InputError(f"there is no chain file {chain}")
     lifter: Any = LiftOver(str(chain))
-    kept: list[int] = []
-    moved: list[tuple[str, int, int]] = []
+    moved: dict[int, tuple[str, int, int]] = {}
     for row, (contig, start, end) in enumerate(windows.select(_PLACE).rows()):
-        low = lifter.convert_coordinate(contig, start)
-        high = lifter.convert_coordinate(contig, end)
+        low, high = (lifter.convert_coordinate(contig, at) for at in (start, end))
         if not low or not high or low[0][0] != high[0][0]:
             continue
         if high[0][1] - low[0][1] == end - start:
-            kept.append(row)
-            moved.append((low[0][0], low[0][1], high[0][1]))
-    places = pl.DataFrame(moved, windows.select(_PLACE).schema, orient="row")
-    return places.hstack(windows[kept].drop(_PLACE))
+            moved[row] = low[0][0], low[0][1], high[0][1]
+    places = pl.DataFrame([*moved.values()], windows.select(_PLACE).schema, orient="row")
+    return places.hstack(windows[[*moved]].drop(_PLACE))
 
 
 def _bin_labels(
@@ -117,13 +111,11 @@ def _from_peaks(
         store, include=chosen.regions, validation=chosen.validation, test=chosen.test
     )
     peaks: dict[str, Regions] = {}
+    notes: list[str] = []
     for name in sorted(chosen.peaks, key=lambda name: (name.split(":")[0], name)):
         path = Path(chosen.peaks[name]).expanduser()
         peaks[name] = regions_of(store, [path], strict=False)
-    notes = [
-        f"{name}: {len(regions):,} peaks of {Path(chosen.peaks[name]).name}"
-        for name, regions in peaks.items()
-    ]
+        notes.append(f"{name}: {len(peaks[name]):,} peaks of {path.name}")
     found: dict[str, pl.DataFrame] = {}
     parts = {"train": split["train"], "valid": split["validation"], "test": split["test"]}
     for part, regions in parts.items():
@@ -161,18 +153,7 @@ def _bins(
     return pl.DataFrame({**dict(places), **labels})
 
 
-def _tables(config: BenchmarkConfig) -> dict[str, Path]:
-    root = Path(config.data or "").expanduser()
-    found: dict[str, Path] = {}
-    for path in sorted(root.glob("*.csv")):
-        for part, words in (("train", ("train",)), ("valid", ("val", "dev")), ("test", ("test",))):
-            if any(path.name.lower().startswith(word) for word in words):
-                found[part] = path
-    return found
-
-
 def _names(config: BenchmarkConfig) -> list[str]:
-    """Name the task."""
     if config.chromatin.genome is None or not (config.data or config.chromatin.peaks):
         raise InputError(f"chromatin needs a genome and labels. {_INSTRUCTIONS}")
     return ["chromatin-profile" if config.data else "peaks"]
@@ -182,9 +163,8 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
     """Read or make the windows and their labels."""
     chosen = config.chromatin
     if chosen.length % 2 or chosen.length < chosen.bin:
-        raise InputError(
-            f"chromatin.length is {chosen.length}; it must be even and at least {chosen.bin}"
-        )
+        need = f"it must be even and at least {chosen.bin}"
+        raise InputError(f"chromatin.length is {chosen.length}; {need}")
     store = Genome(str(chosen.genome))
     windows, notes = _from_tables(config) if config.data else _from_peaks(config, store)
     labels = tuple(windows["train"].drop(_PLACE).columns)
@@ -205,24 +185,22 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
         rate = mine.drop(_PLACE).to_numpy().mean(axis=0)
         notes.append(f"{part}: {rate.min():.4f} to {rate.max():.4f} of the windows have a label")
     groups = _groups(labels)
+    figures = published("chromatin", "chromatin-profile") if groups == DEEPSEA_GROUPS else ()
     return Task(
-        suite="chromatin",
-        name=name,
-        splits=label_splits(texts, "multi_label"),
-        metric="auroc",
-        metrics=("auprc",),
-        published=published("chromatin", "chromatin-profile") if groups == DEEPSEA_GROUPS else (),
-        official=bool(config.data) and chosen.max_windows is None,
-        notes=tuple(notes),
-        groups=groups,
-        length=chosen.length,
-    )
+        "chromatin", name, label_splits(texts, "multi_label"), "auroc", ("auprc",), figures,
+        official=bool(config.data) and chosen.max_windows is None, notes=tuple(notes),
+        groups=groups, length=chosen.length,
+    )  # fmt: skip
 
 
 def _from_tables(config: BenchmarkConfig) -> tuple[dict[str, pl.DataFrame], list[str]]:
     chosen, notes = config.chromatin, []
     found: dict[str, pl.DataFrame] = {}
-    tables = _tables(config)
+    tables: dict[str, Path] = {}
+    for path in sorted(Path(config.data or "").expanduser().glob("*.csv")):
+        for part, words in (("train", ("train",)), ("valid", ("val", "dev")), ("test", ("test",))):
+            if path.name.lower().startswith(words):
+                tables[part] = path
     if "train" not in tables or "test" not in tables:
         raise InputError(f"{config.data} lacks a train or test table. {_INSTRUCTIONS}")
     for part, path in tables.items():
@@ -246,10 +224,8 @@ def _groups(labels: tuple[str, ...]) -> dict[str, tuple[int, int]]:
     if len(labels) == DEEPSEA_GROUPS["HM"][1]:
         return dict(DEEPSEA_GROUPS)
     owners = [name.split(":")[0] if ":" in name else "all" for name in labels]
-    return {
-        group: (owners.index(group), len(owners) - owners[::-1].index(group))
-        for group in dict.fromkeys(owners)
-    }
+    last = {group: number + 1 for number, group in enumerate(owners)}
+    return {group: (owners.index(group), end) for group, end in last.items()}
 
 
 SUITE = Suite(_names, _load)

@@ -23,13 +23,7 @@ from typing import Any
 import numpy as np
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.suites.base import (
-    Suite,
-    Task,
-    choose_tasks,
-    need_folder,
-    published,
-)
+from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
 from megabase.data.label_files import find_splits, read_text
 from megabase.data.labeled import Kind, LabeledSequences, label_splits, split_rows
 from megabase.data.leaks import overlap_groups
@@ -40,34 +34,23 @@ Paths = dict[str, Path]
 """Split -> file or folder."""
 
 GENOMIC_BENCHMARKS: dict[str, int] = {
-    "dummy_mouse_enhancers_ensembl": 1024,
-    "demo_coding_vs_intergenomic_seqs": 200,
-    "demo_human_or_worm": 200,
-    "human_enhancers_cohn": 500,
-    "human_enhancers_ensembl": 512,
-    "human_ensembl_regulatory": 512,
-    "human_nontata_promoters": 251,
-    "human_ocr_ensembl": 512,
+    "dummy_mouse_enhancers_ensembl": 1024, "demo_coding_vs_intergenomic_seqs": 200,
+    "demo_human_or_worm": 200, "human_enhancers_cohn": 500, "human_enhancers_ensembl": 512,
+    "human_ensembl_regulatory": 512, "human_nontata_promoters": 251, "human_ocr_ensembl": 512,
     "drosophila_enhancers_stark": 1024,
-}
+}  # fmt: skip
 """Task -> longest sequence that is read (Caduceus, 2403.03234); longer ones lose their end."""
 
-_HISTONES = (
-    "H3", "H3K4me1", "H3K4me2", "H3K4me3", "H3K9ac", "H3K14ac", "H3K36me3", "H3K79me3", "H4",
-    "H4ac",
-)  # fmt: skip
+_HISTONES = ("H3", "H3K4me1", "H3K4me2", "H3K4me3", "H3K9ac", "H3K14ac", "H3K36me3", "H3K79me3",
+             "H4", "H4ac")  # fmt: skip
 """Marks of the Nucleotide Transformer tasks."""
 NUCLEOTIDE_TRANSFORMER: dict[str, tuple[int, str]] = {
-    "enhancers": (200, "mcc"),
-    "enhancers_types": (200, "mcc"),
+    "enhancers": (200, "mcc"), "enhancers_types": (200, "mcc"),
     **dict.fromkeys(_HISTONES, (500, "mcc")),
-    "promoter_all": (300, "f1"),
-    "promoter_no_tata": (300, "f1"),
-    "promoter_tata": (300, "f1"),
-    "splice_sites_acceptors": (600, "f1"),
-    "splice_sites_donors": (600, "f1"),
+    "promoter_all": (300, "f1"), "promoter_no_tata": (300, "f1"), "promoter_tata": (300, "f1"),
+    "splice_sites_acceptors": (600, "f1"), "splice_sites_donors": (600, "f1"),
     "splice_sites_all": (400, "f1"),
-}
+}  # fmt: skip
 """Task -> longest sequence in bases, metric. F1 is taken as the mean over classes by the HyenaDNA
 configuration, as that of the second class by Caduceus."""
 _ALIASES = {
@@ -83,7 +66,6 @@ _SEQUENCE_FILES = (
 
 
 def _names(config: BenchmarkConfig) -> list[str]:
-    """Name the tasks to run."""
     found = _find(config)
     wanted, usable = config.task_names, list(found)
     if config.suite == "nucleotide-transformer":
@@ -94,7 +76,6 @@ def _names(config: BenchmarkConfig) -> list[str]:
 
 
 def _load(config: BenchmarkConfig, name: str) -> Task:
-    """Read a task."""
     suite, table, paths = config.suite, config.table, _find(config)[name]
     reading: dict[str, Any] = {"sequence": table.sequence, "label": table.label, "kind": "classes"}
     length: int | None = None
@@ -162,7 +143,6 @@ def _read_task(
 
 
 def _find(config: BenchmarkConfig) -> dict[str, Paths]:
-    """Find the splits of every task in the data."""
     find, lacking, instructions = _SOURCES[config.suite]
     root = need_folder(config.data, config.suite, instructions)
     found = find(root)

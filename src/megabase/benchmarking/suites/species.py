@@ -51,17 +51,12 @@ def _species_split(last: int, *others: str, second: Sequence[str] = ("2",)) -> d
 _GREAT_APE = _species_split(22, "X", "Y", second=("2A", "2B"))
 """Human chromosome 2 is two chromosomes in the other great apes."""
 SPECIES_SPLITS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "human": _species_split(22, "X", "Y"),
-    "lemur": _species_split(27, "X", "Y"),
-    "goat": _species_split(29, "X", "Y"),
-    "sheep": _species_split(26, "X", "Y"),
-    "pig": _species_split(18, "X", "Y"),
-    "mouse": _species_split(19, "X"),
-    "gorilla": _GREAT_APE,
-    "orangutan": _GREAT_APE,
-    "chimpanzee": _GREAT_APE,
+    "human": _species_split(22, "X", "Y"), "lemur": _species_split(27, "X", "Y"),
+    "goat": _species_split(29, "X", "Y"), "sheep": _species_split(26, "X", "Y"),
+    "pig": _species_split(18, "X", "Y"), "mouse": _species_split(19, "X"),
+    "gorilla": _GREAT_APE, "orangutan": _GREAT_APE, "chimpanzee": _GREAT_APE,
     "hippo": _species_split(17, "X"),
-}
+}  # fmt: skip
 """Chromosomes of each split of the species task, by species (HyenaDNA repository)."""
 
 
@@ -87,12 +82,9 @@ def _records(path: Path) -> list[_Record]:
                 found[-1][2].append(item.codes)
     if not found:
         raise InputError(f"{path} holds no FASTA (.fa, .fna, .fasta, .gz too)")
-    return [
-        _Record(
-            name, about, np.frombuffer(b"".join(parts), np.uint8) & np.uint8(alphabet.BASE_BITS)
-        )
-        for name, about, parts in found
-    ]
+    codes = (np.frombuffer(b"".join(parts), np.uint8) for *_, parts in found)
+    base = np.uint8(alphabet.BASE_BITS)
+    return [_Record(*one[:2], own & base) for one, own in zip(found, codes, strict=True)]
 
 
 def _read_genomes(config: BenchmarkConfig) -> dict[str, list[_Record]]:
@@ -123,11 +115,7 @@ def _read_genomes(config: BenchmarkConfig) -> dict[str, list[_Record]]:
 def _split_records(
     genomes: Mapping[str, list[_Record]], config: SpeciesConfig
 ) -> dict[str, dict[str, list[Codes]]]:
-    """Deal the bases of every species out: species -> split -> segments of base codes.
-
-    An :class:`InputError` when a species has nothing for a split, or its records lack what the
-    split goes by.
-    """
+    """Deal the bases of every species out: species -> split -> segments of base codes."""
     found: dict[str, dict[str, list[Codes]]] = {}
     for species, records in genomes.items():
         parts: dict[str, list[Codes]] = {part: [] for part in _PARTS}
@@ -147,8 +135,7 @@ def _split_records(
         else:
             for record in sorted(records, key=lambda r: _number(r, config.split)):
                 parts[_part_of(_number(record, config.split))].append(record.codes)
-        empty = [part for part in _PARTS if not parts[part]]
-        if empty:
+        if empty := [part for part in _PARTS if not parts[part]]:
             raise InputError(
                 f"the species {species} has no record for {', '.join(empty)} with "
                 f"species.split={config.split!r}; take segment to cut its records along their "
@@ -182,11 +169,7 @@ def _part_of(number: int) -> str:
 def _draw_samples(
     pieces: list[Codes], length: int, count: int, rng: np.random.Generator
 ) -> list[str]:
-    """Draw segments of at most half N: every position where one fits is equally likely.
-
-    Pieces (base codes) shorter than `length` are passed over; an :class:`InputError` when none
-    fits.
-    """
+    """Draw segments of at most half N: every position where one fits is equally likely."""
     places = np.array([max(0, len(piece) - length + 1) for piece in pieces])
     ends = np.cumsum(places)
     if not len(ends) or ends[-1] == 0:
@@ -212,16 +195,12 @@ def _names(config: BenchmarkConfig) -> list[str]:
 
 
 def _load(config: BenchmarkConfig, name: str) -> Task:
-    """Draw the samples of a length."""
     length = int(name.rsplit("-", 1)[1])
     chosen = config.species
     genomes = _read_genomes(config)
     parts = _split_records(genomes, chosen)
-    rows = {
-        "train": max(1, round(chosen.train_bases / length / len(parts))),
-        "valid": max(1, chosen.eval_samples // len(parts)),
-        "test": max(1, chosen.eval_samples // len(parts)),
-    }
+    rows = dict.fromkeys(_PARTS, max(1, chosen.eval_samples // len(parts)))
+    rows["train"] = max(1, round(chosen.train_bases / length / len(parts)))
     texts: dict[str, LabelTable] = {}
     for part in _PARTS:
         sequences: list[str] = []
@@ -247,21 +226,16 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
     )
     known = set(parts) == _PUBLISHED_SPECIES
     near = min(_PUBLISHED_LENGTHS, key=lambda other: abs(np.log(other / length)))
-    return Task(
-        suite="species",
-        name=name,
-        splits=label_splits(texts, "classes"),
-        metric="accuracy",
-        metrics=("f1", "mcc"),
-        published=published("species", near) if known and abs(np.log(near / length)) <= 0.1 else (),
-        official=known and chosen.split == "chromosome",
-        notes=(
-            f"split: {split}; training genomes: {bases}; {len(parts)} species, chance is "
-            f"{1 / len(parts):.3f}; segments overlap within a split, never across",
-        ),
-        settings={"micro_batch": max(1, 65_536 // length)},
-        length=length,
+    note = (
+        f"split: {split}; training genomes: {bases}; {len(parts)} species, chance is "
+        f"{1 / len(parts):.3f}; segments overlap within a split, never across"
     )
+    return Task(
+        "species", name, label_splits(texts, "classes"), "accuracy", ("f1", "mcc"),
+        published("species", near) if known and abs(np.log(near / length)) <= 0.1 else (),
+        official=known and chosen.split == "chromosome", notes=(note,),
+        settings={"micro_batch": max(1, 65_536 // length)}, length=length,
+    )  # fmt: skip
 
 
 SUITE = Suite(_names, _load)

@@ -165,11 +165,9 @@ def _ism(args: Namespace) -> None:
     Writes the scores as a table or as matrices, and on request tracks (bigWig) and a picture.
     """
     from megabase.data.sources import genome_store
-    from megabase.inference.ism import ism_file, read_ism
-    from megabase.inference.variants.scorer import VariantOptions
+    from megabase.inference.ism import Mutagenesis, ism_file
     from megabase.inference.writers import require_suffix
 
-    options = VariantOptions(**given(args, VariantScoring))
     with contextlib.ExitStack() as stack:
         genome = args.genome
         if args.plot:
@@ -182,14 +180,15 @@ def _ism(args: Namespace) -> None:
             genome = store.path
         how = stack.enter_context(running(args, "bases"))
         found = ism_file(
-            args.model, args.region, genome, args.output, options, bigwig=args.bigwig, **how
-        )
+            args.model, args.region, genome, args.output, bigwig=args.bigwig,
+            **given(args, VariantScoring), **how,
+        )  # fmt: skip
     for path in found:
         note(f"wrote {path}")
     if args.plot and not args.shard:
         from megabase.report.logos import save_heat_map
 
-        read = read_ism(found[0])
+        read = Mutagenesis.read(found[0])
         method = next(iter(read.scores))
         save_heat_map(
             Path(args.plot), read.ref, read.scores[method], title=str(read.interval),

@@ -120,9 +120,8 @@ def check_generated(
     contigs = [genome.view(contig.name) for contig in genome.contigs]
     table = _count_all(contigs, kmer)
     regions = _random_regions(genome, [len(row) for row in codes], rng)
-    own, real, chance = (
-        _kmer_distance(_count_all(rows, kmer), table) for rows in (codes, regions, uniform)
-    )
+    counts = (_count_all(rows, kmer) for rows in (codes, regions, uniform))
+    own, real, chance = (_kmer_distance(one, table) for one in counts)
     rows = tuple(
         _SequenceCheck(
             one.number, one.name, len(row), _gc([row]),
@@ -207,9 +206,7 @@ class _Queries:
         key = kmers * np.uint64(8)
         own = key + left.astype(np.uint64)
         begin, end = (np.searchsorted(self.keys, bound) for bound in (key, key + np.uint64(8)))
-        same_begin, same_end = (
-            np.searchsorted(self.keys, bound) for bound in (own, own + np.uint64(1))
-        )
+        same_begin, same_end = (np.searchsorted(self.keys, x) for x in (own, own + np.uint64(1)))
         row_a, at_a = _expand(begin, same_begin)
         row_b, at_b = _expand(same_end, end)
         return np.concatenate((row_a, row_b)), self.positions[np.concatenate((at_a, at_b))]

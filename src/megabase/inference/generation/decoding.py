@@ -94,9 +94,8 @@ class Decoder:
         columns): all equal after an empty prompt.
         """
         if input_ids.dim() != 2 or input_ids.shape[0] != self.batch:
-            raise InputError(
-                f"expected ids of shape ({self.batch}, length), found {tuple(input_ids.shape)}"
-            )
+            found = tuple(input_ids.shape)
+            raise InputError(f"expected ids of shape ({self.batch}, length), found {found}")
         if self.position:
             raise InputError(
                 f"{self.position:,} positions were read already: prefill comes first; reset() "
@@ -138,7 +137,6 @@ class Decoder:
         return 1 if products < _SMALL_STEP else None
 
     def _advance(self, count: int) -> None:
-        """Count positions."""
         self._require(self.position + count)
         self.position += count
 

@@ -47,21 +47,18 @@ class Prompt(NamedTuple):
     codes: NDArray[np.uint8]
     """Base codes, (length,); may be empty: the first base is then drawn evenly."""
     name: str = ""
-    """Name for outputs."""
     number: int = 0
     """Running number of the sequence; with the seed it determines all draws."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated sequence."""
+    """A generated sequence, with number and name of its :class:`Prompt`."""
 
     number: int
-    """Running number of the sequence; with the seed it determines all draws."""
     name: str
-    """Name of its prompt."""
     prompt: str
-    """Letters of its prompt."""
+    """Letters of the prompt."""
     sequence: str
     """Letters that were generated, without the prompt."""
     log_prob: float
@@ -73,47 +70,33 @@ class Generated:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Everything but model and prompts that determines the letters."""
+    """All but model and prompts that determines the letters: see ``GenerationOptions`` too."""
 
     length: int = 1_000
-    """Most bases to generate after each prompt."""
     samples: int = 1
-    """Sequences for each prompt."""
     stop: tuple[str, ...] = ()
-    """Motifs (IUPAC letters) that end a sequence once its generated part ends with one; the motif
-    stays."""
     batch_size: int | None = None
     """Sequences generated side by side, by their length when None. It determines the last bits of
     scores, and what a chunk is."""
     with_prompt: bool = False
     """Write the prompt before its continuation; for files."""
     temperature: float = 1.0
-    """Scores are divided by it; 0 takes the most probable letter."""
     top_k: int | None = None
-    """Sample from the k most probable letters only."""
     top_p: float | None = None
-    """Sample from the fewest letters that together have this probability."""
     min_p: float | None = None
-    """Sample from letters of at least this share of the probability of the most probable one."""
     letters: str = "ACGT"
-    """Letters that may be drawn, out of A, C, G, T, N; special tokens never are."""
     seed: int = 0
-    """With the number of a sequence, it decides all its draws."""
 
     def __post_init__(self) -> None:
         problems = []
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature must be 0 or more, found {self.temperature}")
-        problems += [
-            f"{name} must be 1 or more, found {value}"
-            for name in ("length", "samples", "batch_size", "top_k")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
-        problems += [
-            f"{name} must lie in (0, 1], found {value}"
-            for name in ("top_p", "min_p")
-            if (value := getattr(self, name)) is not None and not 0 < value <= 1
-        ]
+        for name in ("length", "samples", "batch_size", "top_k"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                problems.append(f"{name} must be 1 or more, found {value}")
+        for name in ("top_p", "min_p"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                problems.append(f"{name} must lie in (0, 1], found {value}")
         different = set(self.letters)
         if not different or different - set(_LETTERS) or len(different) < len(self.letters):
             problems.append(f"letters must be different ones of {_LETTERS}, found {self.letters!r}")
@@ -134,8 +117,7 @@ class GenerateOptions:
         """
         chunk: list[Prompt] = []
         numbers = count()
-        for given in require_several(prompts):
-            prompt = given
+        for prompt in require_several(prompts):
             if not isinstance(prompt, Prompt):
                 prompt = Prompt(as_codes(prompt, "the prompt"))
             for _ in range(self.samples):
@@ -152,35 +134,27 @@ class GenerateOptions:
 
 
 def generate(
-    model: ModelSpec = None,
-    prompts: Iterable[str | Prompt] = ("",),
+    model: ModelSpec = None, prompts: Iterable[str | Prompt] = ("",),
     options: GenerateOptions | None = None,
-    *,
-    progress: Callable[[int], object] | None = None,
-) -> tuple[Generated, ...]:
+) -> tuple[Generated, ...]:  # fmt: skip
     """Generate sequences with a causal language model, in the order of the prompts.
 
     Prompts are letters, or :class:`Prompt` with a name; those of one length go together, which but
-    for rounding changes time and memory only. `progress` is called with the number of bases
-    generated since the last call. InputError when the model cannot generate, or a prompt and its
-    continuation do not fit it.
+    for rounding changes time and memory only. InputError when the model cannot generate, or a
+    prompt and its continuation do not fit it.
     """
     options = options or GenerateOptions()
-    generator = SequenceGenerator(load(model, head="language"), options, progress)
+    generator = SequenceGenerator(load(model, head="language"), options)
     return tuple(one for chunk in options.chunks(prompts) for one in generator.generate(chunk))
 
 
 class SequenceGenerator:
     """Generates chunks of sequences with one model."""
 
-    def __init__(
-        self,
-        model: Loaded,
-        options: GenerateOptions,
-        progress: Callable[[int], object] | None = None,
-    ) -> None:
+    def __init__(self, model: Loaded, options: GenerateOptions) -> None:
         self.model, self.options = model, options
-        self.progress = progress or (lambda count: None)
+        self.progress: Callable[[int], object] = lambda count: None
+        """Called with the number of bases generated since the last call."""
         self._motifs = {motif.upper(): _allowed(motif) for motif in options.stop}
         self._decoder: Decoder | None = None
         Decoder.backbone_of(model.model)  # refuses what cannot generate, before anything is read
@@ -206,12 +180,11 @@ class SequenceGenerator:
             for size, same in by_length.items():
                 width = self.options.width(size)
                 for begin in range(0, len(same), width):
-                    for one in self._batch(same[begin : begin + width]):
-                        found[one.number] = one
+                    batch = self._batch(same[begin : begin + width])
+                    found |= {one.number: one for one in batch}
         return [found[prompt.number] for prompt in chunk]
 
     def _batch(self, prompts: list[Prompt]) -> list[Generated]:
-        """Generate side by side after prompts of one length."""
         batch, size = len(prompts), len(prompts[0].codes)
         length = size + self.options.length
         if self._decoder is None or self._decoder.length not in (None, length):
@@ -227,15 +200,20 @@ class SequenceGenerator:
     def _steps(self, prompts: list[Prompt], decoder: Decoder, scores: Tensor) -> list[Generated]:
         """Draw letter after letter."""
         batch, length, device = len(prompts), self.options.length, self.model.device
-        sampler = Sampler(self.options, [prompt.number for prompt in prompts])
+        sampler = _Sampler(self.options, [prompt.number for prompt in prompts])
         codes = np.empty((batch, length), np.uint8)
         log_probs = np.zeros(batch)
         ends: list[tuple[int, str]] = [(length, "length")] * batch
-        running = np.ones(batch, bool)
-        reported = 0
+        running, reported = np.ones(batch, bool), 0
+
+        def name(row: int) -> str:
+            given = f" (prompt {prompts[row].name})" if prompts[row].name else ""
+            return f"generated sequence {prompts[row].number}{given}"
+
         for step in range(length):
-            given = _numpy(scores)
-            require_finite(given, self.model.name, "scores", lambda row: _name(prompts[row]))
+            wide = scores.dtype in (torch.float32, torch.float64)  # types that NumPy has
+            given = (scores if wide else scores.float()).cpu().numpy()
+            require_finite(given, self.model.name, "scores", name)
             drawn, own = sampler.draw(given)
             codes[:, step] = sampler.codes[drawn]
             log_probs += np.where(running, own, 0.0) if self._motifs else own
@@ -273,32 +251,14 @@ class SequenceGenerator:
 def _allowed(motif: str) -> list[set[int]]:
     """Give the codes that a motif allows at each of its positions."""
     if not motif or set(motif.upper()) - set(_IUPAC):
-        raise InputError(
-            f"a stop motif is written in IUPAC letters ({''.join(_IUPAC)}), found {motif!r}"
-        )
+        raise InputError(f"a stop motif is of IUPAC letters ({''.join(_IUPAC)}), found {motif!r}")
     return [set(encode(_IUPAC[letter]).tolist()) for letter in motif.upper()]
-
-
-def _name(prompt: Prompt) -> str:
-    """Name a sequence, for messages."""
-    given = f" (prompt {prompt.name})" if prompt.name else ""
-    return f"generated sequence {prompt.number}{given}"
-
-
-def _numpy(scores: Tensor) -> NDArray[np.floating]:
-    """Bring scores to the CPU, in a type that NumPy has."""
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
-    return scores.cpu().numpy()
 
 
 def _probabilities(
     scores_BA: NDArray[np.floating], options: GenerateOptions
 ) -> NDArray[np.float64]:
-    """Give the probabilities of allowed letters from their logits, both (sequences, letters).
-
-    Temperature comes first, then top-k, top-p and min-p, each on what the one before left.
-    """
+    """Give the probabilities of allowed letters: temperature first, then top-k, top-p, min-p."""
     scores = scores_BA.astype(np.float64)
     if options.temperature == 0:
         chosen = np.zeros_like(scores)
@@ -313,6 +273,7 @@ def _probabilities(
         return found
     order = np.argsort(-found, axis=1, kind="stable")
     ranked = np.take_along_axis(found, order, axis=1)
+    # Each cut is of what the one before left.
     if options.top_k is not None:
         ranked[:, options.top_k :] = 0.0
         ranked /= ranked.sum(axis=1, keepdims=True)
@@ -328,7 +289,7 @@ def _probabilities(
     return found
 
 
-class Sampler:
+class _Sampler:
     """Draws letters for sequences side by side, each with random numbers of its own.
 
     The running numbers of the sequences decide these with the seed, in any batch and order.

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
-
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
 from megabase.evaluate.sequences import as_codes
@@ -57,19 +55,15 @@ def _one_word(text: str) -> str:
     return "_".join(text.split())
 
 
-Keep = Callable[[Generated, Provenance], object]
+_Keep = Callable[[Generated, Provenance], object]
 """Called with every sequence in order, and what it was made from."""
 
 
 def generate_file(
-    model: ModelSpec,
-    output: str | Path,
-    prompts: str | SequenceInput = "",
-    options: GenerateOptions | None = None,
-    *,
-    keep: Keep | None = None,
+    model: ModelSpec, output: str | Path, prompts: str | SequenceInput = "",
+    options: GenerateOptions | None = None, *, keep: _Keep | None = None,
     **running: Unpack[RunOptions],
-) -> Path:
+) -> Path:  # fmt: skip
     """Generate sequences as :func:`generate` of the same package into FASTA, plain or bgzip.
 
     `prompts` are letters, or the records of a file. `keep` is called with every sequence in order,
@@ -89,7 +83,10 @@ def generate_file(
         return _describe(prompts, generator)
 
     def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
-        with _open_fasta(target) as file:
+        import pysam
+
+        packed = target.suffix in (".gz", ".bgz")
+        with pysam.BGZFile(str(target), "wb", None) if packed else target.open("wb") as file:
             for part in parts:
                 for line in part.read_text(encoding="utf-8").splitlines():
                     one = Generated(**json.loads(line))
@@ -105,14 +102,9 @@ def generate_file(
 
 
 def generate_records(
-    model: ModelSpec,
-    prompts: str | SequenceInput = "",
-    options: GenerateOptions | None = None,
-    *,
-    device: str | None = None,
-    keep: Keep | None = None,
-    progress: Progress | None = None,
-) -> Iterator[str]:
+    model: ModelSpec, prompts: str | SequenceInput = "", options: GenerateOptions | None = None, *,
+    device: str | None = None, keep: _Keep | None = None, progress: Progress | None = None,
+) -> Iterator[str]:  # fmt: skip
     """Give the records of :func:`generate_file`, each as soon as its chunk is generated."""
     options = options or GenerateOptions()
     generator = _load(model, options, choose_device(device))
@@ -133,12 +125,10 @@ class _Bases:
         self.done = self.within = 0
 
     def generated(self, count: int) -> None:
-        """Count bases of the chunk at work."""
         self.within += count
         self.show("model", self.done + self.within, None)
 
     def chunk_done(self, what: str, count: int, total: int | None) -> None:
-        """Count the bases of finished chunks."""
         if what == "model":
             self.done, self.within = count, 0
         self.show(what, count, total)
@@ -162,14 +152,10 @@ def _chunks(prompts: str | SequenceInput, options: GenerateOptions) -> Iterator[
 
 
 def _count(length: int, chunk: list[Prompt]) -> int:
-    """Count bases to generate."""
     return len(chunk) * length
 
 
-def _load(
-    model: ModelSpec, options: GenerateOptions, device: str | torch.device | None = None
-) -> SequenceGenerator:
-    """Load the model."""
+def _load(model: ModelSpec, options: GenerateOptions, device: Any = None) -> SequenceGenerator:
     return SequenceGenerator(load(model, head="language", device=device), options)
 
 
@@ -189,12 +175,3 @@ def _describe(prompts: str | SequenceInput, generator: SequenceGenerator) -> Pro
 def _part(generator: SequenceGenerator, chunk: list[Prompt]) -> str:
     """Generate a chunk, a line of JSON for each sequence."""
     return "".join(json.dumps(asdict(one)) + "\n" for one in generator.generate(chunk))
-
-
-def _open_fasta(target: Path) -> Any:
-    """Open the output, bgzip by its ending."""
-    if target.suffix not in (".gz", ".bgz"):
-        return target.open("wb")
-    import pysam
-
-    return pysam.BGZFile(str(target), "wb", None)

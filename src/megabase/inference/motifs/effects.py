@@ -20,7 +20,7 @@ from megabase.evaluate.sequences import codes_of
 from megabase.genome.alphabet import BASES, encode
 from megabase.genome.kmers import dinucleotide_shuffle
 from megabase.inference.jobs import split_options
-from megabase.inference.motifs.meme import Matrix, consensus
+from megabase.inference.motifs.seqlets import Matrix
 from megabase.inference.prediction import Predictor
 from megabase.inference.scoring import score
 from megabase.models.loading import ModelSpec, find_class, load
@@ -65,11 +65,12 @@ def marginalize(
     at: int | Sequence[int] | None = None, **options: Unpack[EffectOptions],
 ) -> Effect:  # fmt: skip
     """Put a motif into backgrounds, as :meth:`megabase.Model.marginalize`."""
-    letters = (motif if isinstance(motif, str) else consensus(motif)).upper()
+    letters = motif if isinstance(motif, str) else "".join(BASES[b] for b in motif.argmax(1))
+    letters = letters.upper()
     if not letters or set(letters) - set(BASES):
         raise InputError(f"a motif is letters A, C, G, T, or a matrix; found {motif!r}")
-    given, shuffles, rng = codes_of(backgrounds), options.get("shuffles", 0), _rng(options)
-    if shuffles:
+    given, rng = codes_of(backgrounds), np.random.default_rng(options.get("seed", 0))
+    if shuffles := options.get("shuffles", 0):
         given = [dinucleotide_shuffle(one, rng) for one in given for _ in range(shuffles)]
     changes: list[_Changed] = []
     for number, codes in enumerate(given):
@@ -84,7 +85,7 @@ def ablate(
     end: int | Sequence[int], **options: Unpack[EffectOptions],
 ) -> Effect:  # fmt: skip
     """Take an interval out of sequences, as :meth:`megabase.Model.ablate`."""
-    given, shuffles, rng = codes_of(sequences), options.get("shuffles", 20), _rng(options)
+    given, rng = codes_of(sequences), np.random.default_rng(options.get("seed", 0))
     for one in (start, end):
         if np.ndim(one) and np.shape(one) != (len(given),):
             raise InputError(f"expected one start and end, or {len(given)}, found {one}")
@@ -92,13 +93,9 @@ def ablate(
     changes = [
         _changed(number, codes, dinucleotide_shuffle(codes, rng)[first:last], first, last)
         for number, (codes, first, last) in enumerate(zip(given, *bounds, strict=True))
-        for _ in range(shuffles)
+        for _ in range(options.get("shuffles", 20))
     ]
     return _effect(model, given, changes, options)
-
-
-def _rng(options: EffectOptions) -> np.random.Generator:
-    return np.random.default_rng(options.get("seed", 0))
 
 
 def _changed(number: int, codes: Codes, bases: Codes, start: int, end: int) -> _Changed:

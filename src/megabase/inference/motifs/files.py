@@ -18,8 +18,7 @@ from megabase.genome.alphabet import BASE_BITS
 from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Strand
 from megabase.genome.tables import write_bed
-from megabase.inference.motifs.meme import read_motifs
-from megabase.inference.motifs.seqlets import find_seqlets, require_memelite
+from megabase.inference.motifs.seqlets import find_seqlets, read_motifs
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 
@@ -58,8 +57,7 @@ class SeqletFiles:
         for path in self.paths:
             check_output(path, self.overwrite, seeks=True)
         if self.motifs is not None:
-            require_memelite()
-            read_motifs(self.motifs)
+            find_seqlets([], [], read_motifs(self.motifs))  # refuses what it lacks
         if self.modisco is None:
             return
         if options.get("baseline", "uniform") != "uniform":
@@ -96,24 +94,22 @@ class SeqletFiles:
         motifs = None if self.motifs is None else read_motifs(self.motifs)
         found = find_seqlets(values, [one.codes for one in items], motifs)
         if self.table is not None:
+            rows = _placed(found, items, self.source.found_kind == "bed")
+            path = Path(self.table)
+            if path.suffix.lower() == ".bed":
+                share = pl.col("contribution").abs() / pl.col("contribution").abs().max()
+                motif = pl.col("motif").str.replace_all(" ", "_")
+                score = (1000 * share).round().cast(pl.Int64)
+                write_bed(rows.with_columns(name=motif, score=score), path, self.overwrite)
+                return found
             used = {} if self.motifs is None else Provenance.digests(self.motifs)
             about = replace(about, inputs={**about.inputs, **used})
-            self._write_table(_placed(found, items, self.source.found_kind == "bed"), about)
+            with tempfile.TemporaryDirectory() as folder:
+                part = Path(folder) / "part.parquet"
+                rows.write_parquet(part)
+                with atomic_file(path, self.overwrite, seeks=True) as file:
+                    merge_tables([part], Path(file.name), about)
         return found
-
-    def _write_table(self, found: pl.DataFrame, about: Provenance) -> None:
-        path = Path(str(self.table))
-        if path.suffix.lower() == ".bed":
-            share = pl.col("contribution").abs() / pl.col("contribution").abs().max()
-            motif = pl.col("motif").str.replace_all(" ", "_")
-            rows = found.with_columns(name=motif, score=(1000 * share).round().cast(pl.Int64))
-            write_bed(rows, path, self.overwrite)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / "part.parquet"
-            found.write_parquet(part)
-            with atomic_file(path, self.overwrite, seeks=True) as file:
-                merge_tables([part], Path(file.name), about)
 
 
 def _read(path: Path) -> tuple[list[Any], list[Any], Provenance]:

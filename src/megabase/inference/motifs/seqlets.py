@@ -1,5 +1,7 @@
 """Seqlets: runs of bases whose contributions stand out, and the motifs that they resemble.
 
+Motifs come from files of MEME (https://meme-suite.org/meme/doc/meme-format.html, the minimal one).
+
 The rule is that of recursive seqlets (Schreiber, https://github.com/jmschrei/tangermeme): the
 p-value of a run is the chance that as many bases, drawn independently from all bases of all
 sequences, sum to as much (here also: to as little); a run is a seqlet when it and every run inside
@@ -15,8 +17,10 @@ even over A, C, G, T: else bases beside a motif, which a long run takes in, hide
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +30,12 @@ from numpy.typing import NDArray
 from megabase.errors import InputError, InputWarning, MissingDependencyError, warn
 from megabase.evaluate.sequences import codes_of
 from megabase.genome.alphabet import BASE_BITS, T, decode
-from megabase.inference.motifs.meme import Matrix
+from megabase.genome.files import numbered_lines
 
-Codes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-NAMED = 0.05
+Matrix = NDArray[np.float64]
+_Codes = NDArray[np.uint8]
+_Floats = NDArray[np.float32]
+_NAMED = 0.05
 """Largest q-value of a motif that names a seqlet: at most one name in twenty is wrong."""
 _LEVELS = 1000  # steps of the range, as in tangermeme: far finer than what tells seqlets apart
 _FEW = 25  # motifs: with fewer, tomtom-lite calls its own p-values rough
@@ -40,24 +45,46 @@ _SCHEMA: dict[str, Any] = {
     "motif": pl.String, "motif_p": pl.Float64, "motif_q": pl.Float64,
 }  # fmt: skip
 """Columns of a table of seqlets, stated so that an empty table has them too."""
+_NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)  # not below 0
+_ROUNDING = 0.02  # by which a row of printed probabilities may miss 1
 
 
-def require_memelite() -> None:
-    """Refuse to name seqlets when the package that compares motifs is missing."""
-    try:
-        import memelite  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("memelite", "motifs", "naming seqlets by motifs") from None
+def read_motifs(path: str | Path) -> dict[str, Matrix]:
+    """Read the motifs of a MEME file, plain or gzip.
+
+    The names are those of the MOTIF lines (``MA0099.3 FOS::JUN``), the matrices float64 (width, 4),
+    rows of probabilities of A, C, G, T. InputError, with the line, for a row of others, a name that
+    is there twice, and a file without motifs.
+    """
+    found: dict[str, list[list[float]]] = {}
+    name, inside = "", False
+    for number, line in numbered_lines(Path(path)):
+        words, where = line.split(), f"{path}, line {number:,}"
+        inside = inside and bool(words) and words[0][0] in "0123456789.+-"
+        if words[:1] == ["MOTIF"]:
+            name = " ".join(words[1:])
+            if not name or name in found:
+                raise InputError(f"{where}: expected a name of a motif of its own, found {name!r}")
+            found[name] = []
+        elif inside and name:
+            row = [float(word) for word in words if _NUMBER.fullmatch(word)]
+            if len(row) != len(words) or len(row) != 4 or not abs(sum(row) - 1) < _ROUNDING:
+                raise InputError(
+                    f"{where}: expected probabilities of A, C, G, T, found {line.strip()[:60]!r}"
+                )
+            found[name].append(row)
+        inside = inside or line.startswith("letter-probability matrix")
+    if not found or not all(found.values()):
+        bare = "".join(f" of {name}" for name, rows in found.items() if not rows)
+        raise InputError(f"{path}: holds no letter-probability matrix{bare} (MEME format)")
+    return {name: np.array(rows) / np.sum(rows, 1, keepdims=True) for name, rows in found.items()}
 
 
 def find_seqlets(
-    contributions: Sequence[Floats],
-    sequences: Iterable[str | Codes],
-    motifs: Mapping[str, Matrix] | None = None,
-    *,
-    threshold: float = 0.01,
-    lengths: tuple[int, int] = (4, 25),
-) -> pl.DataFrame:
+    contributions: Sequence[_Floats], sequences: Iterable[str | _Codes],
+    motifs: Mapping[str, Matrix] | None = None, *,
+    threshold: float = 0.01, lengths: tuple[int, int] = (4, 25),
+) -> pl.DataFrame:  # fmt: skip
     """Find the runs of bases whose contributions stand out, and name them by motifs.
 
     Parameters
@@ -86,7 +113,10 @@ def find_seqlets(
     if [len(one) for one in contributions] != [len(one) for one in codes]:
         raise InputError("expected a contribution for each base of each sequence, in their order")
     if motifs:
-        require_memelite()
+        try:
+            import memelite  # noqa: F401
+        except ImportError:
+            raise MissingDependencyError("memelite", "motifs", "naming seqlets by motifs") from None
     rows: list[Any] = []
     queries: list[Matrix] = []
     for number, start, end, p in _runs(contributions, codes, threshold, lengths):
@@ -100,7 +130,10 @@ def find_seqlets(
 
 
 def _runs(
-    contributions: Sequence[Floats], codes: list[Codes], threshold: float, lengths: tuple[int, int]
+    contributions: Sequence[_Floats],
+    codes: list[_Codes],
+    threshold: float,
+    lengths: tuple[int, int],
 ) -> list[tuple[int, int, int, float]]:
     """Give number of the sequence, start, end and p of all seqlets, in order."""
     every = np.concatenate([np.zeros(0), *contributions])
@@ -152,7 +185,7 @@ def _named(
     order, ranks = np.argsort(-p), np.arange(len(p), 0, -1)  # the least likely last
     q = np.empty(len(p))
     q[order] = np.minimum.accumulate(np.minimum(1, p[order] * len(motifs)) * len(p) / ranks)
-    sure, names = q <= NAMED, np.array([*motifs], dtype=object)
+    sure, names = q <= _NAMED, np.array([*motifs], dtype=object)
     return table.with_columns(
         strand=pl.Series(np.where(sure, np.where(other == 1, "-", "+"), ".")),
         motif=pl.Series(

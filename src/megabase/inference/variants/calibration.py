@@ -28,16 +28,13 @@ if TYPE_CHECKING:
     from megabase.models.loading import Loaded
 
 CLASSES = ("snv", "insertion", "deletion", "mnv")
-"""Classes of variants after trimming; mnv is all that replaces bases by others, but for one by
-one."""
+"""Classes of variants after trimming; mnv replaces bases by others, but for one by one."""
 SUBSTITUTIONS = 3 * 4**5
 """Contexts of substitutions: pentanucleotides times the three alternatives."""
 CONTEXTS = SUBSTITUTIONS + len(CLASSES) - 1
 """All contexts: one more for each class but snv."""
 CALIBRATION_FILE = "variants.calibration.npz"
-"""Name of the file in the folder of a model."""
-BESIDE = "model"
-"""The word for that file as an option."""
+"""Name of the file in the folder of a model; the word ``model`` stands for it as an option."""
 DERIVED = {
     "z": "less the mean of random substitutions in its context, in their standard deviations",
     "percentile": "as percentage of random variants of its class that score lower",
@@ -47,17 +44,18 @@ _QUANTILES = 1_001
 """Steps of a tenth of a percent; the tails beyond need more random variants than one scores."""
 _PRIOR = 10.0
 """Draws that a wider class counts for in a variance: little beside those of most contexts."""
+_STORED = ("mean", "spread", "quantiles")  # arrays of a file that are kept in 32 bits
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
 
-def substitution_contexts(codes: NDArray[np.uint8], alt: NDArray[np.integer] | int) -> _Ints:
+def _substitution_contexts(codes: NDArray[np.uint8], alt: NDArray[np.integer] | int) -> _Ints:
     """Give the numbers of the contexts of substitutions in the middle of five bases.
 
-    Codes (..., 5) and the codes of the alternatives (...) are broadcast; -1 where one of the five
-    is not A, C, G or T, or the alternative is the base itself. The number is 3 times the
-    pentanucleotide read in base 4, plus the rank of the alternative among the three.
+    Codes (..., 5) and those of the alternatives (...) are broadcast; -1 where one of the five is no
+    base, or the alternative is the base itself. The number is 3 times the pentanucleotide read in
+    base 4, plus the rank of the alternative among the three.
     """
     base = (codes & np.uint8(BASE_BITS)).astype(np.int64)
     known = (base <= T).all(-1) & (alt != base[..., 2])
@@ -73,14 +71,14 @@ def context_of(contig: NDArray[np.uint8], position: int, ref: str, alt: str) -> 
     ref, alt = ref.upper(), alt.upper()
     front, back = shared_ends(ref, alt)
     old, new = (len(allele) - front - back for allele in (ref, alt))
-    if old != 1 or new != 1:
+    if not old == new == 1:
         kind = 1 if not old else 2 if not new else 3
         return SUBSTITUTIONS + kind - 1, kind
     first = position + front - 2
     around = contig[max(0, first) : first + 5]
     if len(around) < 5:
         return -1, 0
-    return int(substitution_contexts(around, BASES.index(alt[front]))), 0
+    return int(_substitution_contexts(around, BASES.index(alt[front]))), 0
 
 
 def _mirrored() -> _Ints:
@@ -88,7 +86,7 @@ def _mirrored() -> _Ints:
     number, rank = np.divmod(np.arange(SUBSTITUTIONS), 3)
     digits = number[:, None] // 4 ** np.arange(4, -1, -1) % 4
     alt = rank + (rank >= digits[:, 2])
-    return substitution_contexts((3 - digits[:, ::-1]).astype(np.uint8), 3 - alt)
+    return _substitution_contexts((3 - digits[:, ::-1]).astype(np.uint8), 3 - alt)
 
 
 def columns(methods: Sequence[str], calibrated: bool) -> list[str]:
@@ -165,9 +163,7 @@ class Calibration:
             np.load(path) as file,
         ):
             provenance = Provenance(**json.loads(str(file["megabase"])))
-            mean, spread, quantiles = (
-                file[name].astype(np.float64) for name in ("mean", "spread", "quantiles")
-            )
+            mean, spread, quantiles = (file[name].astype(np.float64) for name in _STORED)
             names = tuple(str(name) for name in file["methods"])
             shapes = {(len(names), CONTEXTS), (len(names), len(CLASSES), _QUANTILES)}
             if {mean.shape, spread.shape, quantiles.shape} != shapes:
@@ -176,9 +172,7 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """Write all into one file; 7 digits are kept."""
-        small = {
-            name: getattr(self, name).astype(np.float32) for name in ("mean", "spread", "quantiles")
-        }
+        small = {name: getattr(self, name).astype(np.float32) for name in _STORED}
         with path.open("wb") as file:
             np.savez_compressed(
                 file, methods=np.array(self.methods), counts=self.counts, allow_pickle=False,
@@ -193,10 +187,9 @@ class Calibration:
 
         InputError for one of another model, window, strand or placement, or without a method.
         """
-        if str(given) == BESIDE:
-            folder = model.folder
-            given = Path(CALIBRATION_FILE) if folder is None else folder / CALIBRATION_FILE
-            if folder is None or not given.is_file():
+        if str(given) == "model":
+            given = (model.folder or Path("/")) / CALIBRATION_FILE
+            if model.folder is None or not given.is_file():
                 raise InputError(
                     f"{model.name} has no {CALIBRATION_FILE} beside it; make one with megabase "
                     "variants MODEL --calibrate GENOME, or name a file"
@@ -204,9 +197,9 @@ class Calibration:
         found = cls.read(given)
         made, asked = found.provenance, asdict(options)
         wrong = [
-            f"{name} {made.options.get(name)}, not {asked[name]}"
+            f"{name} {has}, not {asked[name]}"
             for name in ("window", "strands", "placement", "horizon")
-            if made.options.get(name) != asked[name]
+            if (has := made.options.get(name)) != asked[name]
         ]
         if made.model_sha256 != model.digest:
             wrong.insert(0, f"model {made.model} ({made.model_sha256[:8]}), not {model.name}")
@@ -219,33 +212,21 @@ class Calibration:
             )
         return found
 
-    def standardize(self, method: str, values: _Floats, contexts: _Ints) -> _Floats:
-        """Give scores less the mean of their context, in its spreads; NaN where there is none."""
-        row = self.methods.index(method)
-        known = (contexts >= 0) & (self.spread[row, contexts] > 0)
-        spread = np.where(known, self.spread[row, contexts], np.nan)
-        return (values - self.mean[row, contexts]) / spread
-
-    def percentile(self, method: str, values: _Floats, classes: _Ints) -> _Floats:
-        """Give the percentage of random variants of the same class with a lower score, 0 to 100."""
-        row, found = self.methods.index(method), np.full(len(values), np.nan)
-        for kind, quantiles in enumerate(self.quantiles[row]):
-            own = (classes == kind) & np.isfinite(values)
-            if own.any() and not np.isnan(quantiles[0]):
-                found[own] = np.interp(values[own], quantiles, np.linspace(0, 100, _QUANTILES))
-        return found
-
     def extend(
         self, methods: Sequence[str], values: _Floats, contexts: _Ints, classes: _Ints
     ) -> _Floats:
-        """Give scores (n, methods) and the further :func:`columns` of them."""
-        more = [
-            one
-            for name, own in zip(methods, values.T, strict=True)
-            for one in (
-                self.standardize(name, own, contexts), self.percentile(name, own, classes)
-            )
-        ]  # fmt: skip
+        """Give scores (n, methods) and the further :func:`columns`; NaN where there is none."""
+        more: list[_Floats] = []
+        for name, own in zip(methods, values.T, strict=True):
+            row, below = self.methods.index(name), np.full(len(own), np.nan)
+            spread = self.spread[row, contexts]
+            known = (contexts >= 0) & (spread > 0)
+            more.append((own - self.mean[row, contexts]) / np.where(known, spread, np.nan))
+            for kind, quantiles in enumerate(self.quantiles[row]):
+                mine = (classes == kind) & np.isfinite(own)
+                if mine.any() and not np.isnan(quantiles[0]):
+                    below[mine] = np.interp(own[mine], quantiles, np.linspace(0, 100, _QUANTILES))
+            more.append(below)
         return np.column_stack((values, *more))
 
 

@@ -1,8 +1,8 @@
 """What methods say of variants, by plain passes over both windows, or over only what differs.
 
 Causal Hyena and Mamba models read REF once and ALT from the variant on
-(:mod:`megabase.inference.variants.prefix.passes`); any other model reads whole windows. The numbers
-are computed batch by batch: no outputs are kept.
+(:mod:`megabase.inference.variants.prefix`); any other model reads whole windows. The numbers are
+computed batch by batch: no outputs are kept.
 
 Shape suffixes: A variants, B bases, K distinct windows.
 """
@@ -21,10 +21,10 @@ from megabase.data.augment import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.genome.alphabet import T
+from megabase.inference.prediction import Predictor
+from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import Method, Need, Outputs, Pairs
-from megabase.inference.variants.prefix.hyena import HyenaPrefix
-from megabase.inference.variants.prefix.mamba import MambaPrefix
-from megabase.inference.variants.prefix.passes import score_letters
+from megabase.inference.variants.prefix import MambaPrefix, score_letters
 from megabase.inference.variants.windows import AlleleWindows
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, inference_mode
@@ -35,24 +35,49 @@ def compare_alleles(
 ) -> NDArray[np.float64]:
     """Run a language model on both alleles of variants; give values, (windows, methods).
 
-    NaN where a method has no value. All windows have one length. InputError when hidden states are
-    needed of a model that gives none, NotFiniteError when what it gives is not finite.
+    NaN where a method has no value. InputError when hidden states are needed of a model that gives
+    none, NotFiniteError when what it gives is not finite.
     """
     values = np.full((len(windows), len(methods)), np.nan)
     needs: set[Need] = {need for method in methods for need in method.needs}
     with inference_mode(model.model):
         for numbers, pairs in _passes(model, windows, needs, batch_tokens):
             found = torch.stack([method.value(pairs) for method in methods], 1).cpu().numpy()
-            names = [one.name for one in pairs.windows]
             known = np.ones_like(found, dtype=bool)
             for column, method in enumerate(methods):
                 if method.lacks == "NO_BASE_BEFORE":
                     known[:, column] = [one.offset > 0 for one in pairs.windows]
                 elif method.lacks == "LENGTHS_DIFFER":
                     known[:, column] = [one.ref_bases == one.alt_bases for one in pairs.windows]
-            require_finite(found, model.name, "scores", names.__getitem__, known)
+            own = pairs.windows
+            require_finite(found, model.name, "scores", lambda row, own=own: own[row].name, known)
             values[numbers] = found
     return values
+
+
+def compare_tracks(
+    ready: Predictor, windows: Sequence[AlleleWindows], methods: Sequence[Method]
+) -> NDArray[np.float64]:
+    """Compare the sums of predicted tracks over both windows: (windows, methods * tracks).
+
+    Both begin at one base of the genome and are read up to one base of it: REF loses as many of its
+    last bases as an insertion adds, ALT as many as a deletion takes. Bins are counted from the
+    start of a window.
+    """
+    names: dict[bytes, str] = {}  # equal windows are read once
+    pairs: list[list[bytes]] = []
+    for one in windows:
+        longer = one.alt_bases - one.ref_bases
+        alleles = (one.ref[: one.stop - max(0, longer)], one.alt[: one.stop - max(0, -longer)])
+        pairs.append([codes.tobytes() for codes in alleles])
+        for key in pairs[-1]:
+            names.setdefault(key, one.name)
+    if not windows:
+        return np.zeros((0, len(methods) * len(ready.classes)))
+    means = ready.sequences([np.frombuffer(key, np.uint8) for key in names], [*names.values()])
+    sums = {key: len(key) * mean for key, mean in zip(names, means, strict=True)}
+    ref, alt = torch.from_numpy(np.array([[sums[key] for key in pair] for pair in pairs])).unbind(1)
+    return torch.cat([method.value(ref, alt) for method in methods], 1).numpy()
 
 
 def _passes(
@@ -91,10 +116,7 @@ def _plain(
         part = [windows[number] for number in order[low:high]]
         codes_KB = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, stop)
         given = _read(model, codes_KB, names, needs, batch_tokens)
-        both = [
-            [rows[codes[:stop].tobytes()] for codes in alleles]
-            for alleles in zip(*((one.ref, one.alt) for one in part), strict=True)
-        ]
+        both = ([rows[getattr(one, x)[:stop].tobytes()] for one in part] for x in ("ref", "alt"))
         ref, alt = (Outputs(*(None if x is None else x[own] for x in given)) for own in both)
         masked = _hidden(model, part) if "masked" in needs else None
         yield order[low:high], Pairs(part, [0] * len(part), ref, alt, masked)
@@ -105,7 +127,6 @@ def _read(
     model: Loaded, codes_KB: NDArray[np.uint8], names: list[str], needs: set[Need],
     batch_tokens: int,
 ) -> Outputs:  # fmt: skip
-    """Read windows from their first base on."""
     codes = torch.from_numpy(codes_KB.copy()).to(model.device)
     ids, found = codes_to_ids(codes), Outputs()
     if "log_probs" in needs:

@@ -52,23 +52,22 @@ class Pairs:
         # Sums are in double precision, which mps lacks.
         self.device = torch.device("cpu") if device.type == "mps" else device
         if device != self.device:
-            self.ref, self.alt = (
-                Outputs(*(None if x is None else x.to(self.device) for x in one))
-                for one in (self.ref, self.alt)
+            both = (
+                (x if x is None else x.to(self.device) for x in o) for o in (self.ref, self.alt)
             )
+            self.ref, self.alt = (Outputs(*one) for one in both)
             self.shared = self.shared and (self.shared[0].cpu(), self.shared[1].cpu())
         rows = zip(self.windows, self.begins, strict=True)
         places = [(w.offset - b, w.ref_bases, w.alt_bases, w.stop - b) for w, b in rows]
         columns = torch.tensor(places, device=self.device).t()[..., None]
         self.offset_A1, self.ref_bases_A1, self.alt_bases_A1, self.stop_A1 = columns
-        self.shorter_A1 = torch.minimum(self.ref_bases_A1, self.alt_bases_A1)
+        self.shorter_A1, longer_A1 = torch.aminmax(columns[1:3], dim=0)
         # The longer allele has the fewer bases behind it: as many are compared.
-        longer_A1 = torch.maximum(self.ref_bases_A1, self.alt_bases_A1)
         self.behind_A1 = self.stop_A1 - self.offset_A1 - longer_A1
         self.lead_A1 = self.offset_A1 + self.shorter_A1
 
     def total(self, of: Outputs, low_A1: Tensor | int, count_A1: Tensor, known: bool) -> Tensor:
-        """Sum log-probabilities in double precision, (A,); only those there are if `known`."""
+        """Sum log-probabilities in double precision, (A,); only those that are if `known`."""
         at = torch.arange(of.log_probs.shape[1], device=self.device)
         inside = (at >= low_A1) & (at < low_A1 + count_A1)
         if known:
@@ -83,16 +82,13 @@ class Pairs:
         is left of the longer one has no partner.
         """
         at = torch.arange(x_alt.shape[1], device=self.device)
-        lead, behind = at < self.lead_A1, (at >= self.lead_A1)
-        behind &= at < self.lead_A1 + self.behind_A1
+        lead = at < self.lead_A1
+        behind = ~lead & (at < self.lead_A1 + self.behind_A1)
         if bool((self.ref_bases_A1 != self.alt_bases_A1).any()):
             rows = torch.arange(len(x_alt), device=self.device)[:, None]
             for_ref, for_alt = (
-                torch.where(lead, at, at + more).clamp(max=len(at) - 1)
-                for more in (
-                    self.ref_bases_A1 - self.shorter_A1,
-                    self.alt_bases_A1 - self.shorter_A1,
-                )
+                torch.where(lead, at, at + bases - self.shorter_A1).clamp(max=len(at) - 1)
+                for bases in (self.ref_bases_A1, self.alt_bases_A1)
             )
             x_ref, x_alt = x_ref[rows, for_ref], x_alt[rows, for_alt]
         return x_ref, x_alt, lead, behind
@@ -101,12 +97,13 @@ class Pairs:
         """Give the mean states of both windows, (A, D), in double precision."""
         at = torch.arange(self.alt.states.shape[1], device=self.device)
         outside = (at >= self.stop_A1)[..., None]
-        ref_AD, alt_AD = (
-            x.masked_fill(outside, 0).sum(1) for x in (self.ref.states, self.alt.states)
-        )
         count_A1 = self.stop_A1 + torch.tensor(self.begins, device=self.device)[:, None]
         before = 0 if self.shared is None else self.shared[0]
-        return (before + ref_AD).double() / count_A1, (before + alt_AD).double() / count_A1
+        ref_AD, alt_AD = (
+            (before + x.masked_fill(outside, 0).sum(1)).double() / count_A1
+            for x in (self.ref.states, self.alt.states)
+        )
+        return ref_AD, alt_AD
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """Give the sums of squares of the paired states of REF, of ALT, of their differences."""
@@ -114,10 +111,8 @@ class Pairs:
         outside = ~(lead | behind)[..., None]
         ref, alt = (x.double().masked_fill(outside, 0).flatten(1) for x in (ref, alt))
         before = 0 if self.shared is None else self.shared[1]
-        return (
-            ref.square().sum(1) + before, alt.square().sum(1) + before,
-            (alt - ref).square().sum(1),
-        )  # fmt: skip
+        own = (x.square().sum(1) + before for x in (ref, alt))
+        return *own, (alt - ref).square().sum(1)
 
 
 class Method(NamedTuple):
@@ -138,48 +133,33 @@ class Method(NamedTuple):
 
 
 def _llr_window(pairs: Pairs) -> Tensor:
-    """Compare the whole window; under a causal model, all before the variant is equal."""
     ref, alt = (pairs.total(one, 0, pairs.stop_A1, True) for one in (pairs.ref, pairs.alt))
     return alt - ref
 
 
 def _llr_after(pairs: Pairs) -> Tensor:
-    """Compare the same bases for both alleles: as many as both windows hold."""
+    # The same bases for both alleles: as many as both windows hold.
     ref = pairs.total(pairs.ref, pairs.offset_A1 + pairs.ref_bases_A1, pairs.behind_A1, True)
     return pairs.total(pairs.alt, pairs.offset_A1 + pairs.alt_bases_A1, pairs.behind_A1, True) - ref
 
 
 def _llr_site(pairs: Pairs) -> Tensor:
-    """Compare the bases that differ; NaN when the first has nothing before it."""
     ref = pairs.total(pairs.ref, pairs.offset_A1, pairs.ref_bases_A1, False)
     return pairs.total(pairs.alt, pairs.offset_A1, pairs.alt_bases_A1, False) - ref
 
 
-def _masked(pairs: Pairs) -> Tensor:
-    """Compare the probabilities of the hidden alleles; NaN for insertions and deletions."""
-    return (pairs.masked[:, 1] - pairs.masked[:, 0]).to(pairs.device)
-
-
 def _cosine(pairs: Pairs) -> Tensor:
-    """Give 1 - cosine of the angle between the embeddings."""
     ref, alt = (x / x.norm(dim=1, keepdim=True) for x in pairs.pooled())
     # 1 - cos is half the squared distance of the unit vectors, without the cancellation.
     return (ref - alt).square().sum(1) / 2
 
 
 def _l2(pairs: Pairs) -> Tensor:
-    """Give the distance between the embeddings."""
     ref, alt = pairs.pooled()
     return (alt - ref).norm(dim=1)
 
 
-def _l2_flat(pairs: Pairs) -> Tensor:
-    """Give the distance between all states of the windows."""
-    return pairs.flat()[2].sqrt()
-
-
 def _cosine_flat(pairs: Pairs) -> Tensor:
-    """Give 1 - cosine of the angle between all states of the windows."""
     ref, alt, apart = pairs.flat()
     # As for the embeddings: |a - b|^2 = (|a| - |b|)^2 + 2 |a| |b| (1 - cos).
     ref, alt = ref.sqrt(), alt.sqrt()
@@ -187,7 +167,6 @@ def _cosine_flat(pairs: Pairs) -> Tensor:
 
 
 def _jsd(pairs: Pairs) -> Tensor:
-    """Give the mean divergence of what is expected of each base behind the variant."""
     known = pairs.aligned(pairs.ref.log_probs, pairs.alt.log_probs)[0].isfinite()
     ref, alt, _, behind = pairs.aligned(pairs.ref.logits, pairs.alt.logits)
     p, q = (x.double().log_softmax(-1) for x in (ref, alt))
@@ -197,19 +176,12 @@ def _jsd(pairs: Pairs) -> Tensor:
     return torch.where(counted, both, 0).sum(1) / counted.sum(1).clamp(min=1)
 
 
-def _track_delta(ref: Tensor, alt: Tensor) -> Tensor:
-    return alt - ref
-
-
 def _track_lfc(ref: Tensor, alt: Tensor) -> Tensor:
-    """Compare the sums, each at least 0 and one more than it is."""
     return (1 + alt.clamp(min=0)).log2() - (1 + ref.clamp(min=0)).log2()
 
 
-_LIKELIHOODS: frozenset[Need] = frozenset({"log_probs"})
-"""What a comparison of likelihoods reads."""
-_STATES: frozenset[Need] = frozenset({"states", "whole"})
-"""What a comparison of means over the window reads."""
+_LIKELIHOODS: frozenset[Need] = frozenset({"log_probs"})  # what their comparison reads
+_STATES: frozenset[Need] = frozenset({"states", "whole"})  # what one of means over the window reads
 METHODS: dict[str, Method] = {
     "llr_window": Method(_llr_window, _LIKELIHOODS, -1,
         "log-likelihood of the window with ALT minus that with REF (natural log)"),
@@ -217,7 +189,8 @@ METHODS: dict[str, Method] = {
         "log-likelihood of the bases after the variant with ALT minus with REF (natural log)"),
     "llr_site": Method(_llr_site, _LIKELIHOODS, -1,
         "log-probability of the bases of ALT minus those of REF (natural log)", "NO_BASE_BEFORE"),
-    "masked": Method(_masked, frozenset({"masked"}), -1,
+    "masked": Method(lambda pairs: (pairs.masked[:, 1] - pairs.masked[:, 0]).to(pairs.device),
+         frozenset({"masked"}), -1,
         "log-probability of ALT minus that of REF with the allele hidden (natural log); alleles "
         "of one length only", "LENGTHS_DIFFER"),
     "cosine": Method(_cosine, _STATES, 1,
@@ -226,13 +199,13 @@ METHODS: dict[str, Method] = {
         "Euclidean distance of the mean last hidden states of the windows with REF and ALT"),
     "cosine_flat": Method(_cosine_flat, _STATES, 1,
         "1 - cosine of the last hidden states of all positions of the windows with REF and ALT"),
-    "l2_flat": Method(_l2_flat, frozenset({"states"}), 1,
+    "l2_flat": Method(lambda pairs: pairs.flat()[2].sqrt(), frozenset({"states"}), 1,
         "Euclidean distance of the last hidden states of all positions of the windows with REF and "
         "ALT"),
     "jsd": Method(_jsd, frozenset({"log_probs", "logits"}), 1,
         "Jensen-Shannon divergence of the base probabilities with REF and ALT, mean over the bases "
         "after the variant (nats)"),
-    "track_delta": Method(_track_delta, frozenset({"tracks"}), -1,
+    "track_delta": Method(lambda ref, alt: alt - ref, frozenset({"tracks"}), -1,
         "sum of the predicted track over the window with ALT minus with REF"),
     "track_lfc": Method(_track_lfc, frozenset({"tracks"}), -1,
         "log2 of (1 + sum of the predicted track over the window) with ALT minus with REF"),

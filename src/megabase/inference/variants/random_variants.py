@@ -16,7 +16,6 @@ from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, BASES, T, decode
-from megabase.genome.interval import one_based
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import Work, map_file, split_options
@@ -40,20 +39,15 @@ _LENGTHS = np.arange(1, 33)
 """Bases of random insertions and deletions, each length as frequent as its inverse."""
 _LONGEST_MNV = 4
 """Bases of random longer substitutions at most, from two on."""
-_PACKAGE = Path(__file__).resolve().parents[2]
-"""Where the packaged models lie, beside which nothing is written."""
+_PACKAGE = Path(__file__).resolve().parents[2]  # of the packaged model; nothing is written beside
 _TRIES = 64
 """Rounds of draws before a region counts as one without bases."""
 
 
 def calibrate_variants(
-    model: ModelSpec,
-    genome: str | Path,
-    output: str | Path | None = None,
-    *,
-    regions: Sequence[str] = (),
-    **options: Unpack[CalibrationOptions],
-) -> Path:
+    model: ModelSpec, genome: str | Path, output: str | Path | None = None, *,
+    regions: Sequence[str] = (), **options: Unpack[CalibrationOptions],
+) -> Path:  # fmt: skip
     """Score random variants of a genome, and write mean, spread and quantiles (``.npz``).
 
     Substitutions lie at bases drawn uniformly over A, C, G and T, and all three alternatives are
@@ -73,7 +67,6 @@ def calibrate_variants(
                 "name a file with -o, output=")  # fmt: skip
         output = Path(folder) / CALIBRATION_FILE
     require_suffix(output, (".npz",))
-    target = output
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths)
 
@@ -82,18 +75,15 @@ def calibrate_variants(
 
         work = Work(
             _rows, partial(VariantScorer.load, model, store.path, VariantOptions(**own)),
-            partial(random_records, store.path, kept, **draws),
+            partial(_random_records, store.path, kept, **draws),
         )  # fmt: skip
-        return map_file(work, target, describe, _merge, **run)
+        return map_file(work, output, describe, _merge, **run)
 
 
-def random_records(
+def _random_records(
     genome: str | Path, regions: Regions, *, count: int, others: int, seed: int
 ) -> Iterator[list[VcfRecord]]:
-    """Draw random variants in the order of the genome, in chunks; the same ones at every call.
-
-    Substitutions have all three alternatives; of each other class there are `others`.
-    """
+    """Draw random variants in the order of the genome, in chunks; the same ones at every call."""
     store, rng = Genome(Path(genome)), np.random.default_rng(seed)
     sites = -(-count // (len(BASES) - 1))
     kind = np.repeat(np.arange(len(CLASSES)), [sites, *[others] * (len(CLASSES) - 1)])
@@ -139,9 +129,7 @@ def _record(
         alts = ["".join(BASES[(BASES.find(b) + s) % 4] for b, s in zip(ref, shifts, strict=True))]
     elif what != "snv":
         alts = [ref[0] if what == "deletion" else ref + "".join(rng.choice(list(BASES), size))]
-    name = store.contigs[contig].name
-    fields = (name, str(one_based(position)), ".", ref, ",".join(alts), *"...")
-    return VcfRecord(number, fields, name, position, ref, tuple(alts))
+    return VcfRecord.of(number, store.contigs[contig].name, position, ref, *alts)
 
 
 def _rows(scorer: VariantScorer, records: list[VcfRecord]) -> pl.DataFrame:
@@ -157,9 +145,7 @@ def _rows(scorer: VariantScorer, records: list[VcfRecord]) -> pl.DataFrame:
 
 
 def _merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
-    """Fit the calibration to the scores of all chunks, and write it."""
     table = pl.concat([pl.read_parquet(part) for part in parts])
     context, kind, *values = (table[name].to_numpy() for name in table.columns)
-    Calibration.fit(
-        table.columns[2:], np.column_stack(values), context, kind, provenance
-    ).write(target)  # fmt: skip
+    names = table.columns[2:]
+    Calibration.fit(names, np.column_stack(values), context, kind, provenance).write(target)

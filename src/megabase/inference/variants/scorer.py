@@ -1,16 +1,15 @@
-"""Variant-effect scores: how a language model rates ALT against REF."""
+"""Variant-effect scores: how a language model rates ALT against REF, and their rank mean."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
@@ -24,21 +23,20 @@ from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.calibration import Calibration, columns, context_of
-from megabase.inference.variants.forward import compare_alleles
+from megabase.inference.variants.forward import compare_alleles, compare_tracks
 from megabase.inference.variants.methods import METHODS
-from megabase.inference.variants.tracks import compare_tracks
 from megabase.inference.variants.windows import PLACEMENTS, AlleleWindows, Placement
 from megabase.models.loading import Loaded, ModelSpec, load, track_names
-from megabase.options import CalibratedScoring
+from megabase.options import CalibratedScoring, PassOptions
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
 _EFFECTS = ("consequence", "gene", "transcripts")
 """Columns of consequences, where genes are given."""
+_ALLELE = ("contig", "pos", "ref", "alt")
+"""What names an allele in every table of scores."""
 _CHUNK = 512
 """Records scored at a time: enough for full batches, few enough to keep their outputs in memory."""
-
-
 _CAUSAL_DEFAULT = ("llr_window", "llr_after", "llr_site")
 """Methods when none is named: one pass of a causal model gives all three."""
 _MASKED_DEFAULT = ("masked",)
@@ -49,27 +47,7 @@ _TRACKS_DEFAULT = ("track_delta", "track_lfc")
 
 @dataclass(frozen=True)
 class VariantOptions:
-    """Everything that changes a score.
-
-    Parameters
-    ----------
-    window
-        Bases of the window of each allele; 1,024, or fewer where the model takes fewer, when None.
-    methods
-        Names in :data:`~megabase.inference.variants.methods.METHODS`, or a single one; when
-        None those that fit the model.
-    strands
-        ``"both"`` (the mean), ``"forward"`` or ``"reverse"``; both when None, and for a model of
-        tracks what its training measured.
-    placement
-        ``"centered"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
-        half of a window that begins at a multiple of half its length, which neighboring variants
-        share; faster.
-    calibration
-        File of :mod:`megabase.inference.variants.calibration`, or ``"model"``: the one beside it.
-    horizon
-        Bases that are read behind the variant; as many as the window holds when None.
-    """
+    """Everything that changes a score: keywords of :class:`megabase.options.CalibratedScoring`."""
 
     window: int | None = None
     methods: Sequence[str] | None = None
@@ -90,9 +68,8 @@ class VariantOptions:
         if self.strands not in (None, *STRANDS):
             raise InputError(f"strands is one of {', '.join(STRANDS)}; found {self.strands!r}")
         if self.placement not in PLACEMENTS:
-            raise InputError(
-                f"placement is one of {', '.join(PLACEMENTS)}; found {self.placement!r}"
-            )
+            placements = ", ".join(PLACEMENTS)
+            raise InputError(f"placement is one of {placements}; found {self.placement!r}")
         if self.window is not None and (self.window < 2 or self.window != int(self.window)):
             raise InputError(f"a window needs 2 bases or more, found {self.window}")
         if self.horizon is not None and (self.horizon < 1 or self.horizon != int(self.horizon)):
@@ -151,15 +128,10 @@ class VariantScorer:
     """Scores records with one model on one genome."""
 
     def __init__(
-        self,
-        model: Loaded,
-        store: Genome,
-        options: VariantOptions,
-        batch_tokens: int = BATCH_TOKENS,
-        genes: str | Path | None = None,
-    ) -> None:
-        self.model, self.store, self.batch_tokens = model, store, batch_tokens
-        self.genes = genes
+        self, model: Loaded, store: Genome, options: VariantOptions,
+        batch_tokens: int = BATCH_TOKENS, genes: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.store, self.batch_tokens, self.genes = model, store, batch_tokens, genes
         self.annotation = None if genes is None else Annotation.read(genes, store)
         self.options = options.resolved(model)
         asked = {name: METHODS[name] for name in self.options.methods or ()}
@@ -182,13 +154,13 @@ class VariantScorer:
 
     @classmethod
     def load(
-        cls, model: ModelSpec, genome: Path, options: VariantOptions,
-        batch_tokens: int = BATCH_TOKENS, device: str | None = None,
-        genes: str | Path | None = None,
-    ) -> VariantScorer:  # fmt: skip
-        """Load the model and open the genome, in each process that scores."""
-        loaded = load_scored(model, device)
-        return cls(loaded, Genome(genome), options, batch_tokens, genes)
+        cls, model: ModelSpec, genome: Genome | Path, *rest: Any, device: str | None = None,
+        **more: Any,
+    ) -> Self:  # fmt: skip
+        """Load a language model or one of tracks, and open the genome; the rest as above."""
+        loaded = load(model, head="own" if track_names(model) else "language", device=device)
+        store = genome if isinstance(genome, Genome) else Genome(genome)
+        return cls(loaded, store, *rest, **more)
 
     @property
     def placed(self) -> str:
@@ -202,7 +174,8 @@ class VariantScorer:
         options = {**asdict(self.options), **more}
         if self.options.horizon is None:
             del options["horizon"]
-        if options.pop("calibration") is not None and self.calibration is not None:
+        del options["calibration"]
+        if self.calibration is not None:
             made = self.calibration.provenance
             options["calibration"] = {"genome_sha256": made.genome_sha256, **made.options}
         return Provenance(
@@ -223,21 +196,15 @@ class VariantScorer:
         plan: list[list[int | Reason]] = []  # for each allele: its number, or the reason
         places: list[tuple[int, int]] = []  # context and class of each with a number
         for record in records:
-            contig = self.store.find_contig(record.contig)
-            problem = record.check(self.store, contig)
-            if problem is not None or contig is None:
-                plan.append([problem or "UNKNOWN_CONTIG"] * max(1, len(record.alts)))
-                continue
-            view = self.store.view(contig)
             alleles: list[int | Reason] = []
-            for alt in record.alts:
-                reason = record.check_allele(alt)
-                found = reason or self._windows(view, record, alt, strands)
+            for contig, alt, reason in self._alleles(record):
+                found = reason or self._windows(contig, record, alt, strands)
                 if isinstance(found, str):
                     alleles.append(found)
                 else:
                     alleles.append(len(places))
-                    places.append(context_of(view, record.position, record.ref, alt))
+                    site = record.position, record.ref, alt
+                    places.append(context_of(self.store.view(contig), *site))
                     windows += found
             plan.append(alleles)
         count = len(self.methods)
@@ -265,16 +232,31 @@ class VariantScorer:
 
         return [tuple(map(score_of, alleles)) for alleles in plan]
 
+    def _alleles(self, record: VcfRecord) -> Iterator[tuple[int, str, Reason | None]]:
+        """Give contig, alternative alleles (``.`` without any) and what each cannot be used for."""
+        contig = self.store.find_contig(record.contig)
+        problem = record.check(self.store, contig)
+        for alt in record.alts or (".",):
+            yield -1 if contig is None else contig, alt, problem or record.check_allele(alt)
+
     def consequences(self, record: VcfRecord) -> list[list[Consequence]]:
         """Give what each alternative allele does to genes: nothing of one that is not bases."""
-        contig = self.store.find_contig(record.contig)
-        if self.annotation is None or contig is None or record.check(self.store, contig):
+        if (genes := self.annotation) is None:
             return [[]] * max(1, len(record.alts))
-        name, site = self.store.contigs[contig].name, (record.position, record.ref)
+        names, site = self.store.contigs, (record.position, record.ref)
         return [
-            [] if record.check_allele(alt) else self.annotation.consequences(name, *site, alt)
-            for alt in record.alts
+            [] if reason else genes.consequences(names[contig].name, *site, alt)
+            for contig, alt, reason in self._alleles(record)
         ]
+
+    @staticmethod
+    def effect(effects: Sequence[Consequence]) -> tuple[str | None, str | None, str | None]:
+        """Give the most severe term, its gene, and all transcripts of an allele."""
+        if not effects:
+            return None, None, None
+        first = effects[0]
+        every = ",".join(map(str, effects)) if first.transcript else None
+        return first.terms[0], first.gene or None, every
 
     def table(
         self, records: Sequence[VcfRecord], numbers: Iterable[int] | None = None
@@ -282,10 +264,9 @@ class VariantScorer:
         """Score records into a table: a row for each alternative allele, or a record without.
 
         Columns: contig, start, end (of REF, 0-based half-open), pos (1-based), ref, alt, id, record
-        and allele (0-based numbers), one for each method and reason; null where there is no value,
-        and no reason where every method has one. With genes also the most severe consequence, its
-        gene, and the consequences for all transcripts as text, commas between. `numbers` are those
-        of the records in their file.
+        and allele (0-based numbers), one for each method (null where there is no value) and reason.
+        With genes also the most severe consequence, its gene, and the consequences for all
+        transcripts, commas between. `numbers` are those of the records in their file.
         """
         rows: list[tuple[Any, ...]] = []
         numbers = range(len(records)) if numbers is None else numbers
@@ -297,7 +278,7 @@ class VariantScorer:
             for allele, score in enumerate(alleles):
                 alt = record.alts[allele] if record.alts else None
                 row = (*site, alt, name, number, allele, *score.values, score.reason)
-                rows.append((*row, *columns_of(effects[allele])) if self.annotation else row)
+                rows.append((*row, *self.effect(effects[allele])) if self.annotation else row)
         text, integer = pl.String, pl.Int64
         schema = {
             "contig": text, "start": integer, "end": integer, "pos": integer, "ref": text,
@@ -309,38 +290,21 @@ class VariantScorer:
         return frame.with_columns(pl.col(self.columns).fill_nan(None))
 
     def _windows(
-        self, view: NDArray[np.uint8], record: VcfRecord, alt: str, strands: Sequence[Strands]
+        self, contig: int, record: VcfRecord, alt: str, strands: Sequence[Strands]
     ) -> list[AlleleWindows] | Reason:
         """Cut the windows of an allele on each strand, or give the reason why there are none."""
         name = f"{record.contig}:{one_based(record.position):,}:{record.ref}>{alt}"
-        window, found = self.options.window or DEFAULT_WINDOW, []
+        site = self.store.view(contig), record.position, record.ref, alt
+        window, placement, found = self.options.window or 0, self.options.placement, []
         for strand in strands:
-            one = AlleleWindows.cut(
-                view, record.position, record.ref, alt, window, strand == "reverse",
-                self.options.placement,
-            )  # fmt: skip
+            one = AlleleWindows.cut(*site, window, strand == "reverse", placement)
             if isinstance(one, str):
                 return one
             found.append(one.named(name, self.options.horizon))
         return found
 
 
-def load_scored(model: ModelSpec, device: str | None = None) -> Loaded:
-    """Load a language model, or a model of tracks."""
-    return load(model, head="own" if track_names(model) else "language", device=device)
-
-
-def columns_of(effects: Sequence[Consequence]) -> tuple[str | None, str | None, str | None]:
-    """Give the most severe term, its gene, and all transcripts of an allele."""
-    if not effects:
-        return None, None, None
-    first = effects[0]
-    every = ",".join(map(str, effects)) if first.transcript else None
-    return first.terms[0], first.gene or None, every
-
-
 def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
-    """Read a file, or put variants into records."""
     if isinstance(variants, Path) or (isinstance(variants, str) and ":" not in variants):
         return list(read_vcf_records(variants))
     given = [variants] if isinstance(variants, str) else variants
@@ -352,17 +316,14 @@ def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
             raise InputError(
                 f"a variant is a text such as 'chr1:1,001:A>G' or a Variant; found {one!r}"
             )
-        fields = (one.contig, str(one_based(one.position)), ".", one.ref, one.alt, ".", ".", ".")
-        records.append(VcfRecord(number, fields, one.contig, one.position, one.ref, (one.alt,)))
+        records.append(VcfRecord.of(number, one.contig, one.position, one.ref, one.alt))
     return records
 
 
 def score_variants(
-    model: ModelSpec,
-    variants: str | Path | Iterable[Variant | str],
-    genome: Genome | str | Path,
+    model: ModelSpec, variants: str | Path | Iterable[Variant | str], genome: Genome | str | Path,
     **options: Unpack[CalibratedScoring],
-) -> VariantScores:
+) -> VariantScores:  # fmt: skip
     """Score variants with a language model or one of tracks, whose mode is restored.
 
     Variants are a VCF or BCF file, :class:`~megabase.genome.interval.Variant` objects, or texts
@@ -372,14 +333,45 @@ def score_variants(
     """
     own, run = split_options(options, CalibratedScoring)
     genes, records = own.pop("genes", None), _records(variants)
-    settings = VariantOptions(**own)
-    loaded = load_scored(model, run.get("device"))
+    run = {name: run[name] for name in PassOptions.__optional_keys__ & run.keys()}
     with genome_store(genome) as store:
-        scorer = VariantScorer(
-            loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS), genes
-        )
+        scorer = VariantScorer.load(model, store, VariantOptions(**own), genes=genes, **run)
         tables = [scorer.table([])]
         for low in range(0, len(records), _CHUNK):
             part = records[low : low + _CHUNK]
             tables.append(scorer.table(part, range(low, low + len(part))))
         return VariantScores(pl.concat(tables), scorer.provenance("variants"))
+
+
+def rank_mean(
+    *tables: pl.DataFrame | VariantScores, methods: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """Rank alleles by several methods, of one or several models, and average the ranks.
+
+    Tables are scores of the same alleles in the same order: of :meth:`Model.score_variants`, or of
+    a file that ``megabase variants`` wrote, as a frame; `methods` are columns to use, all methods
+    that a table has when None. Every column is turned by the sign of its method, so that higher
+    means more damaging, and ranked among the alleles that have all values; ties share the mean of
+    their ranks. Gives ``contig``, ``pos``, ``ref``, ``alt`` and ``rank_mean``, the mean over the
+    columns of rank / number of alleles, above 0 up to 1; null for an allele that lacks a value.
+    InputError when the tables differ in their alleles, or have no column of a method.
+    """
+    frames = [one.table if isinstance(one, VariantScores) else one for one in tables]
+    columns: list[pl.Series] = []
+    for number, frame in enumerate(frames, start=1):
+        names = [name for name in methods or METHODS if methods or name in frame.columns]
+        missing = {*names, *_ALLELE} - {*frame.columns}
+        unknown = {*names} - {*METHODS}
+        if missing or unknown or not names:
+            wrong = ", ".join(sorted(missing | unknown)) or "a method"
+            has = ", ".join(frame.columns)
+            raise InputError(f"table {number} has no scores of {wrong}; it has {has}")
+        if not frame.select(_ALLELE).equals(frames[0].select(_ALLELE)):
+            raise InputError(f"table {number} has other alleles than table 1; score the same file")
+        columns += [(frame[name] * METHODS[name].damaging).fill_nan(None) for name in names]
+    if not columns:
+        raise InputError("expected tables of scores, found none")
+    turned = pl.DataFrame([one.alias(str(number)) for number, one in enumerate(columns)])
+    known = pl.all_horizontal(pl.all().is_not_null())
+    ranks = turned.select(pl.when(known).then(pl.all()).rank("average") / known.sum())
+    return frames[0].select(*_ALLELE, ranks.mean_horizontal().alias("rank_mean"))

@@ -17,28 +17,18 @@ import polars as pl
 from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import genome_store, no_file
 from megabase.errors import InputError, OutputError
-from megabase.genome.consequences import Consequence, vcf_text
+from megabase.genome import vcf
+from megabase.genome.consequences import vcf_text
 from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
 from megabase.genome.store import Genome
-from megabase.genome.vcf import (
-    VcfRecord,
-    checked_records,
-    is_bcf,
-    read_vcf_header,
-    read_vcf_records,
-)
 from megabase.inference.jobs import Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.variants.calibration import DERIVED, columns
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.prescored.look_up import TableScorer
-from megabase.inference.variants.scorer import (
-    AlleleScore,
-    VariantOptions,
-    VariantScorer,
-    columns_of,
-)
+from megabase.inference.variants.prescored.table import write_index
+from megabase.inference.variants.scorer import AlleleScore, VariantOptions, VariantScorer
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec
 from megabase.options import VariantFileScoring
@@ -47,8 +37,6 @@ _CHUNK = 512  # records: seconds of work, and few enough that many processes hav
 _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
 """Endings that bcftools knows too."""
 _INFO = 7  # the eighth column of a VCF
-_TBI_LIMIT = 1 << 29
-"""Longest contig of a tabix index, by its format; csi takes longer ones."""
 _EFFECTS = {
     "consequence": ("A", "Most severe consequence for a gene, in terms of the Sequence Ontology"),
     "gene": ("A", "Gene of the most severe consequence"),
@@ -66,10 +54,9 @@ class _Survey(NamedTuple):
     """What a file of variants holds, found in one pass without a model."""
 
     records: int
-    """Number of records."""
     contigs: dict[str, int | None]
-    """Lengths in bases of the contigs, in order of appearance, by the names that the records have;
-    None for those that the genome does not have."""
+    """Lengths in bases by the names in the records, in order of appearance; None where the genome
+    has no such contig."""
     in_order: bool
     """Whether contigs are not mixed and positions never go back."""
 
@@ -78,17 +65,13 @@ def _survey(
     path: Path, store: Genome, kept: Regions | None = None, *, allow_mismatches: bool = False,
     strict: bool = False,
 ) -> _Survey:  # fmt: skip
-    """Read a file of variants once, against the genome, and report what can have no score.
-
-    InputError when a record cannot be read, no allele can be scored, or REF differs from the genome
-    in more records than a file for this assembly would have.
-    """
+    """Read a file of variants once, against the genome, and report what can have no score."""
     contigs: dict[str, int | None] = {}
-    left_out = LeftOut(path, "record" if is_bcf(path) else "line", strict)
+    left_out = LeftOut(path, "record" if vcf.is_bcf(path) else "line", strict)
     records = usable = 0
     in_order, last, position = True, None, -2
     advice = None if allow_mismatches else ", or score the rest with allow_mismatches=True"
-    for record, contig, reason in checked_records(path, store, advice):
+    for record, contig, reason in vcf.checked_records(path, store, advice):
         if not _is_kept(record, contig, kept):
             continue
         records += 1
@@ -108,7 +91,7 @@ def _survey(
     return _Survey(records, contigs, in_order)
 
 
-def _is_kept(record: VcfRecord, contig: int | None, kept: Regions | None) -> bool:
+def _is_kept(record: vcf.VcfRecord, contig: int | None, kept: Regions | None) -> bool:
     """Tell whether REF overlaps the regions; without regions every record is kept."""
     if kept is None or contig is None:
         return kept is None
@@ -116,14 +99,9 @@ def _is_kept(record: VcfRecord, contig: int | None, kept: Regions | None) -> boo
 
 
 def score_variants_file(
-    model: ModelSpec,
-    variants: str | Path,
-    genome: str | Path,
-    output: str | Path,
-    *,
-    regions: Sequence[str] = (),
-    **options: Unpack[VariantFileScoring],
-) -> tuple[_Survey, Path | None] | Path:
+    model: ModelSpec, variants: str | Path, genome: str | Path, output: str | Path, *,
+    regions: Sequence[str] = (), **options: Unpack[VariantFileScoring],
+) -> tuple[_Survey, Path | None] | Path:  # fmt: skip
     """Score the records of a VCF or BCF file, as :mod:`megabase.inference.variants.scorer`.
 
     The output is VCF or BCF, every record again with scores in INFO, or a table, a row for each
@@ -139,15 +117,15 @@ def score_variants_file(
     settings = VariantOptions(**own)
     require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
     if not _KEY.fullmatch(prefix):
-        raise InputError(
-            f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
-        )
-    if table is not None and missing in (None, "leave"):
-        run.setdefault("workers", 1)  # chunks lie among one another: two would unpack all twice
+        raise InputError(f"prefix {prefix!r} cannot begin an INFO key: letters, digits and _ can")
     if table is None and missing is not None:
         raise InputError("missing= is for scores= of a table")
-    if table is not None and require_suffix(output, _VCF_SUFFIXES) and settings.calibration:
-        raise InputError("a calibration does not go with scores= of a table")
+    if table is not None:
+        require_suffix(output, _VCF_SUFFIXES)
+        if settings.calibration is not None:
+            raise InputError("a calibration does not go with scores= of a table")
+        if missing != "score":
+            run.setdefault("workers", 1)  # chunks lie among one another: two would unpack all twice
     check_run(output, **run)
     found: _Survey | None = None
     scored: VariantScorer
@@ -155,7 +133,7 @@ def score_variants_file(
         if not source.is_file():
             raise InputError(no_file(source))
         kept = regions_of(store, regions) if regions else None
-        header = read_vcf_header(source)
+        header = vcf.read_vcf_header(source)
         as_vcf = output.name.lower().endswith(_VCF_SUFFIXES)
         if as_vcf:
             _require_new_keys(header, prefix, source)
@@ -164,12 +142,16 @@ def score_variants_file(
             nonlocal found, scored
             scored = scorer
             found = _survey(source, store, kept, allow_mismatches=mismatches, strict=strict)
-            if as_vcf:
-                _require_names(found.contigs, source)
+            for name in found.contigs if as_vcf else ():
+                if not _CONTIG.fullmatch(name):
+                    raise InputError(
+                        f"{source}: the header of a VCF cannot hold the contig name {name!r} "
+                        "(commas, brackets, quotes and blanks are not allowed in it); write a "
+                        "table (.tsv, .parquet), or give the contig another name"
+                    )
             more = {"regions": list(regions)} if regions else {}
             made = scorer.provenance("variants", prefix=prefix, **more)
-            inputs = Provenance.digests(source, *regions)
-            return replace(made, inputs={**made.inputs, **inputs})
+            return replace(made, inputs={**made.inputs, **Provenance.digests(source, *regions)})
 
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
             assert found is not None
@@ -188,64 +170,46 @@ def score_variants_file(
             partial(_chunks, source, store.path, kept), suffix=".vcf" if as_vcf else ".parquet",
         )  # fmt: skip
         made = map_file(work, output, describe, merge, **run)
-    return made if found is None or made != output else (found, _index(output, found))
+    if found is None or made != output:
+        return made
+    # A pipe has no index.
+    if not output.name.lower().endswith((".gz", ".bgz", ".bcf")) or not output.is_file():
+        return found, None
+    longest = max((length or 0 for length in found.contigs.values()), default=0)
+    return found, write_index(output, longest, found.in_order)
 
 
 def _chunks(
     source: Path, genome: Path, kept: Regions | None
-) -> Iterator[list[tuple[int, VcfRecord]]]:
+) -> Iterator[list[tuple[int, vcf.VcfRecord]]]:
     """Read the records that are kept, with their numbers in the file; at least one chunk."""
     store = Genome(genome)
     records = (
-        (number, record)
-        for number, record in enumerate(read_vcf_records(source))
-        if kept is None or _is_kept(record, store.find_contig(record.contig), kept)
+        one
+        for one in enumerate(vcf.read_vcf_records(source))
+        if kept is None or _is_kept(one[1], store.find_contig(one[1].contig), kept)
     )
     yield list(islice(records, _CHUNK))
     while chunk := list(islice(records, _CHUNK)):
         yield chunk
 
 
-def _table(scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> pl.DataFrame:
-    """Score a chunk into the rows of a table."""
+def _table(scorer: VariantScorer, chunk: list[tuple[int, vcf.VcfRecord]]) -> pl.DataFrame:
     return scorer.table([record for _, record in chunk], [number for number, _ in chunk])
 
 
-def _lines(prefix: str, scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> str:
-    """Score a chunk into lines of VCF."""
-    records, methods = [record for _, record in chunk], scorer.columns
+def _lines(prefix: str, scorer: VariantScorer, chunk: list[tuple[int, vcf.VcfRecord]]) -> str:
+    records = [record for _, record in chunk]
     scored = zip(records, scorer.score(records), strict=True)
-    return "".join(
-        f"{_annotated_line(one, alleles, methods, prefix, scorer.consequences(one))}\n"
-        for one, alleles in scored
-    )
-
-
-def _index(output: Path, found: _Survey) -> Path | None:
-    """Write the index of a bgzip VCF or BCF in order; an old one goes away."""
-    name = output.name.lower()
-    if not name.endswith((".gz", ".bgz", ".bcf")) or not output.is_file():
-        return None  # a pipe has no index
-    for old in (".tbi", ".csi"):
-        output.with_name(output.name + old).unlink(missing_ok=True)
-    if not found.in_order:
-        return None
-    import pysam
-    import pysam.bcftools
-
-    longest = max((length or 0 for length in found.contigs.values()), default=0)
-    kind = "csi" if name.endswith(".bcf") or longest > _TBI_LIMIT else "tbi"
-    pysam.bcftools.index("--force", f"--{kind}", str(output), catch_stdout=False)  # pyright: ignore[reportAttributeAccessIssue]
-    return output.with_name(f"{output.name}.{kind}")
+    return "".join(f"{_line(prefix, scorer, *one)}\n" for one in scored)
 
 
 def _info_key(prefix: str, name: str) -> str:
-    """Give the INFO key of a method, or of the reason."""
     return f"{prefix}_{name.upper()}"
 
 
 def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
-    """Refuse a prefix whose keys the header of a file has already, with an InputError."""
+    """Refuse a prefix whose keys the header of a file has already."""
     for name in (*columns(tuple(METHODS), True), "reason", "source", *_EFFECTS):
         key = _info_key(prefix, name)
         # Names of tracks follow those of their methods.
@@ -256,46 +220,32 @@ def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
             )
 
 
-def _require_names(contigs: Iterable[str], path: Path) -> None:
-    """Refuse names of contigs that the header of a VCF cannot hold, with an InputError."""
-    for name in contigs:
-        if not _CONTIG.fullmatch(name):
-            raise InputError(
-                f"{path}: the header of a VCF cannot hold the contig name {name!r} (commas, "
-                "brackets, quotes and blanks are not allowed in it); write a table (.tsv, "
-                ".parquet), or give the contig another name"
-            )
-
-
-def _annotated_line(
-    record: VcfRecord, alleles: Sequence[AlleleScore], methods: Sequence[str], prefix: str,
-    effects: Sequence[Sequence[Consequence]] = (),
-) -> str:  # fmt: skip
+def _line(
+    prefix: str, scorer: VariantScorer, record: vcf.VcfRecord, alleles: Sequence[AlleleScore]
+) -> str:
     """Give a record's line with its scores at the end of INFO; all other columns as they were."""
-    added = []
-    for number, name in enumerate(methods):
+    added: list[str] = [record.fields[_INFO]] if record.fields[_INFO] not in (".", "") else []
+
+    def add(name: str, values: Iterable[str]) -> None:
+        added.append(f"{_info_key(prefix, name)}={','.join(values)}")
+
+    for number, name in enumerate(scorer.columns):
         values = [score.values[number] for score in alleles]
-        if not all(math.isnan(value) for value in values):
-            texts = ("." if math.isnan(value) else f"{value:.6g}" for value in values)
-            added.append(f"{_info_key(prefix, name)}={','.join(texts)}")
+        if not all(map(math.isnan, values)):
+            add(name, ("." if math.isnan(value) else f"{value:.6g}" for value in values))
     if any(score.reason for score in alleles):
-        reasons = ",".join(score.reason or "." for score in alleles)
-        added.append(f"{_info_key(prefix, 'reason')}={reasons}")
-    if any(effects):
-        terms, genes, _ = zip(*map(columns_of, effects), strict=True)
+        add("reason", (score.reason or "." for score in alleles))
+    if any(effects := scorer.consequences(record)):
+        terms, genes, _ = zip(*map(scorer.effect, effects), strict=True)
         named = [f"{alt}|{one}" for alt, found in zip(record.alts, effects, strict=True)
                  for one in found]  # fmt: skip
         texts = ([term or "." for term in terms], [vcf_text(gene or ".") for gene in genes], named)
         for name, values in zip(_EFFECTS, texts, strict=True):
-            added.append(f"{_info_key(prefix, name)}={','.join(values)}")
+            add(name, values)
     if any(score.source for score in alleles):
-        sources = ",".join(score.source or "." for score in alleles)
-        added.append(f"{_info_key(prefix, 'source')}={sources}")
-    fields = list(record.fields)
-    if added:
-        kept = [] if fields[_INFO] in (".", "") else [fields[_INFO]]
-        fields[_INFO] = ";".join((*kept, *added))
-    return "\t".join(fields)
+        add("source", (score.source or "." for score in alleles))
+    info = ";".join(added) or record.fields[_INFO]
+    return "\t".join((*record.fields[:_INFO], info, *record.fields[_INFO + 1 :]))
 
 
 def _header_lines(
@@ -322,37 +272,32 @@ def _header_lines(
             others = [other for other in contig_aliases(name) if other not in contigs]
             replaced = {declared[other] for other in others if other in declared}
             header = [line for line in header if line not in replaced]
-    options = scorer.options
-    strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
+
+    def add(name: str, number: str, kind: str, text: str) -> None:
+        key = _info_key(prefix, name)
+        added.append(f'##INFO=<ID={key},Number={number},Type={kind},Description="{text}">')
+
+    strands = scorer.options.strands
+    strands = "mean of both strands" if strands == "both" else f"{strands} strand"
     said = {n: one.description for n, one in zip(scorer.names, scorer.methods, strict=True)}
     for name in scorer.columns[len(said) :]:
         method, _, kind = name.rpartition("_")
         said[name] = f"{method} {DERIVED[kind]}"
     for name, text in said.items():
-        added.append(
-            f'##INFO=<ID={_info_key(prefix, name)},Number=A,Type=Float,Description="'
-            f'{text}; {strands}; {scorer.placed}">'
-        )
+        add(name, "A", "Float", f"{text}; {strands}; {scorer.placed}")
     reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items())
-    added.append(
-        f'##INFO=<ID={_info_key(prefix, "reason")},Number=A,Type=String,Description="Why an allele '
-        f'has no score, or lacks one. {reasons}">'
-    )
+    add("reason", "A", "String", f"Why an allele has no score, or lacks one. {reasons}")
     for name, (number, text) in _EFFECTS.items() if scorer.annotation else ():
-        key = _info_key(prefix, name)
-        added.append(f'##INFO=<ID={key},Number={number},Type=String,Description="{text}">')
+        add(name, number, "String", text)
     if isinstance(scorer, TableScorer):
-        added.append(
-            f'##INFO=<ID={_info_key(prefix, "source")},Number=A,Type=String,Description="Where the '
-            'score comes from: table (of --scores) or model">'
-        )
+        where = "Where the score comes from: table (of --scores) or model"
+        add("source", "A", "String", where)
     added.append(f"##megabase={provenance.to_json()}")
     return [*header[:-1], *added, header[-1]]
 
 
 def _merge_vcf(header: Sequence[str], parts: Sequence[Path], target: Path) -> None:
     """Write header and parts as VCF, bgzip VCF or BCF, by the ending of `target`."""
-    import pysam
     import pysam.bcftools
 
     name = target.name.lower()

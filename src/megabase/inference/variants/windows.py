@@ -22,13 +22,11 @@ class AlleleWindows(NamedTuple):
     ref: NDArray[np.uint8]
     """Base codes without the soft-mask bit, (window,)."""
     alt: NDArray[np.uint8]
-    """The same for ALT, (window,)."""
     offset: int
     """0-based index in the window of the first base that differs."""
     ref_bases: int
-    """Length of REF after trimming; may be 0."""
+    """Length of REF after trimming, as `alt_bases` of ALT; may be 0."""
     alt_bases: int
-    """Length of ALT after trimming; may be 0."""
     stop: int
     """Bases of each window that are read, from its start."""
     name: str = ""
@@ -36,15 +34,9 @@ class AlleleWindows(NamedTuple):
 
     @classmethod
     def cut(
-        cls,
-        contig: NDArray[np.uint8],
-        position: int,
-        ref: str,
-        alt: str,
-        window: int,
-        reverse: bool,
-        placement: Placement = "centered",
-    ) -> AlleleWindows | Reason:
+        cls, contig: NDArray[np.uint8], position: int, ref: str, alt: str, window: int,
+        reverse: bool, placement: Placement = "centered",
+    ) -> AlleleWindows | Reason:  # fmt: skip
         """Cut the windows of both alleles, or give the reason why there are none.
 
         `position` is the 0-based index of the first base of `ref` in the codes of the whole contig;
@@ -69,19 +61,16 @@ class AlleleWindows(NamedTuple):
         if offset + longest > window:
             return "ALLELE_TOO_LONG" if longest > window - step else "TOO_NEAR_END"
         end = start + window + more
+        span = contig[start:end]
         if reverse:
             span = reverse_complement(contig[length - end : length - start])
-        else:
-            span = contig[start:end]
         span = span & np.uint8(BASE_BITS)
         changed = np.concatenate((span[:offset], new, span[offset + len(old) :]))[:window]
         return cls(span[:window], changed, offset, len(old), len(new), window)
 
     def named(self, name: str, horizon: int | None) -> AlleleWindows:
-        """Name it; read no more bases than end `horizon` behind the longer allele, if it is given.
-
-        Both alleles are read in as many bases, as without.
-        """
-        stop = self.stop if horizon is None else self.offset + horizon
-        stop += 0 if horizon is None else max(self.ref_bases, self.alt_bases)
+        """Name it; read no more bases than end `horizon` behind the longer allele, if given."""
+        if horizon is None:
+            return self._replace(name=name)
+        stop = self.offset + horizon + max(self.ref_bases, self.alt_bases)
         return self._replace(name=name, stop=min(stop, self.stop))

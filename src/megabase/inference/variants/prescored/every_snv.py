@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -37,10 +38,9 @@ from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
+from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import METHODS
-from megabase.inference.variants.prefix.hyena import HyenaPrefix
-from megabase.inference.variants.prescored.table import bgzip, index_table, merge_table, score_rows
-from megabase.inference.variants.prescored.tracks import ScoreTracks
+from megabase.inference.variants.prescored import table
 from megabase.inference.variants.scorer import DEFAULT_WINDOW
 from megabase.inference.writers import require_suffix
 from megabase.models.checkpoints.checks import require_finite
@@ -60,17 +60,14 @@ _NONE: _Values = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
-class SnvOptions:
-    """What decides the scores of all substitutions."""
+class _Options:
+    """What decides the scores: keywords of :class:`megabase.options.EverySnvScoring`."""
 
     window: int | None = None
-    """Bases that are read at once; 1,024, or fewer where the model takes fewer, when None."""
     context: int | None = None
-    """Bases read before each at least; half of the window when None."""
     strands: Strands = "both"
-    """``"both"`` (the mean), ``"forward"`` or ``"reverse"``."""
 
-    def resolved(self, model: Loaded) -> SnvOptions:
+    def resolved(self, model: Loaded) -> _Options:
         """Fill in what depends on the model; InputError for what does not fit it."""
         if model.masked:
             raise InputError(
@@ -87,10 +84,10 @@ class SnvOptions:
                 "a window needs 2 bases or more, and a context of 1 or more that is shorter; found "
                 f"a window of {window:,} and a context of {context:,}"
             )
-        return SnvOptions(window, context, self.strands)
+        return _Options(window, context, self.strands)
 
 
-class Cut(NamedTuple):
+class _Cut(NamedTuple):
     """The windows that answer for a part of a contig on one strand."""
 
     windows: _Codes
@@ -100,12 +97,13 @@ class Cut(NamedTuple):
     """Where the part lies in what they answer for."""
 
 
-class SnvScorer:
+class _Scorer:
     """Scores all substitutions of parts of a genome with one model."""
 
     def __init__(
-        self, model: Loaded, store: Genome, options: SnvOptions, batch_tokens: int = BATCH_TOKENS
-    ) -> None:
+        self, model: Loaded, store: Genome, options: _Options, quantiles: _Values = _NONE,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> None:  # fmt: skip
         self.model, self.store, self.options = model, store, options.resolved(model)
         self.window, self.context = self.options.window or 0, self.options.context or 0
         both = self.options.strands == "both"
@@ -115,19 +113,14 @@ class SnvScorer:
             self._prefix = HyenaPrefix(model, {"log_probs"}, batch_tokens, self.window)
             batch_tokens = self._prefix.tokens
         self.rows = max(1, batch_tokens // self.window)
-        self.quantiles = _NONE
+        self.quantiles = quantiles
         """Scores that each tenth of a percent of random substitutions is below."""
 
     @classmethod
     def load(
-        cls, model: ModelSpec, genome: Path, options: SnvOptions,
-        quantiles: _Values = _NONE, batch_tokens: int = BATCH_TOKENS, device: str | None = None,
-    ) -> SnvScorer:  # fmt: skip
-        """Load the model and open the genome, in each process that scores."""
-        loaded = load(model, head="language", device=device)
-        scorer = cls(loaded, Genome(genome), options, batch_tokens)
-        scorer.quantiles = quantiles
-        return scorer
+        cls, model: ModelSpec, genome: Path, *rest: Any, device: str | None = None, **more: Any
+    ) -> _Scorer:
+        return cls(load(model, head="language", device=device), Genome(genome), *rest, **more)
 
     def score(self, parts: Sequence[Interval]) -> list[_Values]:
         """Give the log-probability of each base minus that of REF, float32 (N, 4) for each part.
@@ -172,7 +165,7 @@ class SnvScorer:
                 read_N[end - part.start] = False
         return ref_N, read_N
 
-    def cut(self, part: Interval, reverse: bool) -> Cut:
+    def cut(self, part: Interval, reverse: bool) -> _Cut:
         """Cut windows; coordinates are those of the strand."""
         codes, step = self.store.view(part.contig), self.window - self.context
         length, start, end = len(codes), part.start, part.end
@@ -181,15 +174,15 @@ class SnvScorer:
         first, last = (max(0, (at - self.context) // step) for at in (start, end - 1))
         low, behind = first * step, last * step + self.window
         high = min(length, behind)
-        span = (
-            reverse_complement(codes[length - high : length - low]) if reverse else codes[low:high]
-        )
+        span = codes[low:high]
+        if reverse:
+            span = reverse_complement(codes[length - high : length - low])
         span = np.pad(span & np.uint8(BASE_BITS), (0, behind - high), constant_values=N)
         answered = low + (self.context if first else 0)
         windows_BW = sliding_window_view(span, self.window)[::step]
-        return Cut(windows_BW, first == 0, slice(start - answered, end - answered))
+        return _Cut(windows_BW, first == 0, slice(start - answered, end - answered))
 
-    def _predict(self, cuts: Sequence[Cut]) -> _Values:
+    def _predict(self, cuts: Sequence[_Cut]) -> _Values:
         """Give logits of the bases of all windows, (B, W, 4): NaN where none was computed."""
         codes_BW = np.concatenate([cut.windows for cut in cuts])
         logits_BW4 = np.full((*codes_BW.shape, 4), np.nan, np.float32)
@@ -199,19 +192,17 @@ class SnvScorer:
                 rows = np.flatnonzero(which)
                 for begin in range(0, len(rows), self.rows):
                     some = rows[begin : begin + self.rows]
-                    logits_BW4[some, low:] = self._logits(codes_BW[some], low)
+                    if self._prefix is not None:
+                        found = self._prefix.predict(codes_BW[some], low).float()
+                    else:
+                        found = predict_tokens(
+                            self.model.model,
+                            codes_to_ids(torch.from_numpy(codes_BW[some]).to(self.model.device)),
+                            "causal", lambda logits, _: base_logits(logits),
+                            columns=slice(low, self.window),
+                        )[:, low:]  # fmt: skip
+                    logits_BW4[some, low:] = found.cpu().numpy()
         return logits_BW4
-
-    def _logits(self, codes_BW: _Codes, low: int) -> _Values:
-        """Predict the bases from `low` on."""
-        if self._prefix is not None:
-            return self._prefix.predict(codes_BW, low).float().cpu().numpy()
-        ids_BW = codes_to_ids(torch.from_numpy(codes_BW).to(self.model.device))
-        found = predict_tokens(
-            self.model.model, ids_BW, "causal", lambda logits, _: base_logits(logits),
-            columns=slice(low, self.window),
-        )  # fmt: skip
-        return found[:, low:].cpu().numpy()
 
     def draw_quantiles(self, seed: int = 0) -> int:
         """Score random substitutions for :attr:`quantiles`; give their number.
@@ -235,26 +226,24 @@ class SnvScorer:
         return len(scores)
 
 
-def score_chunk(scorer: SnvScorer, chunk: Sequence[Interval]) -> bytes:
+def _rows(scorer: _Scorer, chunk: Sequence[Interval]) -> bytes:
     """Score a chunk into bgzip blocks of rows, none of which holds two contigs."""
     packed = []
     chunk = [part for part in chunk if scorer.bases(part)[1].any()]
     for part, llr_N4 in zip(chunk, scorer.score(chunk) if chunk else (), strict=True):
         at, alt = np.nonzero(~np.isnan(llr_N4))
         ref = scorer.bases(part)[0][at]
-        rows = score_rows(part.contig, part.start + at, ref, alt, llr_N4[at, alt], scorer.quantiles)
-        packed.append(bgzip(rows))
+        scores = llr_N4[at, alt], scorer.quantiles
+        packed.append(table.pack_rows(part.contig, part.start + at, ref, alt, *scores))
     return b"".join(packed)
 
 
 def _chunks(store: Path, kept: Regions) -> Iterator[list[Interval]]:
     """Cut regions into parts, as many as there are positions for a chunk; at least one chunk."""
-    genome = Genome(store)
+    genome, room = Genome(store), _BLOCK
     chunk: list[Interval] = []
-    room = _BLOCK
-    for index, start, end in zip(
-        kept.contig.tolist(), kept.start.tolist(), kept.end.tolist(), strict=True
-    ):
+    columns = (one.tolist() for one in (kept.contig, kept.start, kept.end))
+    for index, start, end in zip(*columns, strict=True):
         while start < end:
             stop = min(end, start + room)
             chunk.append(Interval(genome.contigs[index].name, start, stop))
@@ -270,16 +259,13 @@ def _positions(chunk: Sequence[Interval]) -> int:
     return sum(part.length for part in chunk)
 
 
-def _survey(ready: SnvScorer, genome: Path, chunks: Iterator[list[Interval]]) -> int:
+def _survey(ready: _Scorer, genome: Path, chunks: Iterator[list[Interval]]) -> int:
     """Count the substitutions, and report the positions that have none."""
     used, left_out = 0, LeftOut(genome, "position")
-    for part in (part for chunk in chunks for part in chunk):
+    reasons: tuple[Reason, ...] = ("REF_NOT_BASES", "NO_BASE_BEFORE")
+    for part in chain.from_iterable(chunks):
         ref, read = ready.bases(part)
-        found: tuple[tuple[Reason, NDArray[np.bool_]], ...] = (
-            ("REF_NOT_BASES", ref > T),
-            ("NO_BASE_BEFORE", (ref <= T) & ~read),
-        )
-        for reason, which in found:
+        for reason, which in zip(reasons, (ref > T, (ref <= T) & ~read), strict=True):
             if which.any():
                 first = one_based(part.start + int(which.argmax()))
                 text = f"{part.contig}:{first:,}"
@@ -290,16 +276,10 @@ def _survey(ready: SnvScorer, genome: Path, chunks: Iterator[list[Interval]]) ->
 
 
 def score_all(
-    model: ModelSpec,
-    genome: str | Path,
-    output: str | Path,
-    *,
-    regions: Sequence[str] = (),
-    bigwig: str | None = None,
-    hub: str | Path | None = None,
-    hub_genome: str | None = None,
+    model: ModelSpec, genome: str | Path, output: str | Path, *, regions: Sequence[str] = (),
+    bigwig: str | None = None, hub: str | Path | None = None, hub_genome: str | None = None,
     **options: Unpack[EverySnvScoring],
-) -> tuple[int, list[Path]] | Path:
+) -> tuple[int, list[Path]] | Path:  # fmt: skip
     """Score every substitution of a genome, or of regions of it, with a causal language model.
 
     The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index (see
@@ -311,20 +291,20 @@ def score_all(
     """
     output = Path(output)
     own, run = split_options(options, EverySnvScoring)
-    settings = SnvOptions(**own)
+    settings = _Options(**own)
     require_suffix(output, (".tsv.gz", ".tsv.bgz"))
     check_run(output, **run)
     again = run.get("overwrite", False) or run.get("resume", False)
-    tracks, count, written = ScoreTracks(bigwig, hub, hub_genome, again), 0, [output]
+    tracks, count, written = table.ScoreTracks(bigwig, hub, hub_genome, again), 0, [output]
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
         passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}
         with threads(run.get("threads", 1)):  # as in the processes: equal numbers
-            drawing = SnvScorer.load(model, store.path, settings, **passes)
+            drawing = _Scorer.load(model, store.path, settings, **passes)
             settings, drawn = drawing.options, drawing.draw_quantiles()
         chunks = partial(_chunks, store.path, kept)
 
-        def describe(ready: SnvScorer) -> Provenance:
+        def describe(ready: _Scorer) -> Provenance:
             nonlocal count
             count = _survey(ready, Path(genome), chunks())
             more = {"regions": list(regions)} if regions else {}
@@ -335,27 +315,25 @@ def score_all(
             )  # fmt: skip
 
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
-            merge_table(_about(settings, drawn), parts, target, provenance)
+            strands = f"{settings.strands} strand"
+            strands = "mean of both strands" if settings.strands == "both" else strands
+            about = [
+                f"score=llr_site: {METHODS['llr_site'].description}; {strands}; window of "
+                f"{settings.window:,} bases, {settings.context:,} or more of context but at ends "
+                "of contigs",
+                f"percentile=percent of random substitutions of the genome that score lower "
+                f"({drawn:,} at random places)",
+            ]
+            table.merge_table(about, parts, target, provenance)
             contigs = {contig.name: contig.length for contig in store.contigs}
             written.extend(tracks.write(parts, contigs, store.name, provenance.model))
 
-        make = partial(SnvScorer.load, model, store.path, settings, drawing.quantiles)
-        work = Work(score_chunk, make, chunks, _positions, suffix=".tsv.gz")
+        make = partial(_Scorer.load, model, store.path, settings, drawing.quantiles)
+        work = Work(_rows, make, chunks, _positions, suffix=".tsv.gz")
         made = map_file(work, output, describe, merge, **run)
     if made != output:
         return made
     if not is_stream(output):
-        longest = max(contig.length for contig in store.contigs)
-        written.insert(1, index_table(output, longest))
+        index = table.write_index(output, max(contig.length for contig in store.contigs))
+        written[1:1] = [index] if index is not None else []
     return count, written
-
-
-def _about(options: SnvOptions, drawn: int) -> list[str]:
-    """Say in words what the columns are."""
-    strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
-    return [
-        f"score=llr_site: {METHODS['llr_site'].description}; {strands}; window of "
-        f"{options.window:,} bases, {options.context:,} or more of context but at ends of contigs",
-        f"percentile=percent of random substitutions of the genome that score lower ({drawn:,} at "
-        "random places)",
-    ]

@@ -1,1 +1,0 @@
-"""Reading REF once and ALT from the variant on, under causal models."""
