@@ -13,8 +13,7 @@ import polars as pl
 import pytest
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.models import check_entry
-from megabase.benchmarking.run import run_benchmark
+from megabase.benchmarking.run import _check_entry, run_benchmark
 from megabase.benchmarking.table import Tables
 from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.report.benchmark_page import write_benchmark_page
@@ -257,7 +256,7 @@ def test_sweeps_of_the_examples_are_read_and_know_their_settings(path: Path) -> 
         if not entry.is_baseline:
             # Folders that the file's own commands make stand for the packaged model here.
             made = entry.start.startswith(("runs/", "long-"))
-            check_entry(config, replace(entry, start="default") if made else entry)
+            _check_entry(config, replace(entry, start="default") if made else entry)
 
 
 def test_tuning_never_reads_the_test_rows(tmp_path: Path, data: Path) -> None:

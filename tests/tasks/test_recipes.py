@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.models import (
-    RECIPES,
+from megabase.benchmarking.run import (
+    _RECIPES,
+    _finetune_settings,
     _recipe_settings,
     _with_settings,
-    finetune_settings,
 )
 from megabase.benchmarking.suites.base import Task
 from megabase.benchmarking.suites.labeled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
@@ -21,14 +21,14 @@ from megabase.training.run_folder import flatten
 
 FOUND = [
     (file.stem, task)
-    for file in sorted(RECIPES.glob("*.yaml"))
+    for file in sorted(_RECIPES.glob("*.yaml"))
     for task in yaml.safe_load(file.read_text())
 ]
 
 
 @pytest.mark.parametrize(("suite", "task"), FOUND)
 def test_every_recipe_is_settings_of_finetuning(suite: str, task: str) -> None:
-    variants = yaml.safe_load((RECIPES / f"{suite}.yaml").read_text())[task]
+    variants = yaml.safe_load((_RECIPES / f"{suite}.yaml").read_text())[task]
     assert variants
     for name, variant in variants.items():
         assert variant["source"], name
@@ -58,7 +58,7 @@ def test_what_is_given_wins_over_the_recipe() -> None:
     task = task_of("genomic-benchmarks", "human_nontata_promoters")
     config = BenchmarkConfig(suite="gue", output="o", settings={"epochs": 3}, recipe="caduceus_ph")
     entry = ModelEntry(name="m", start="caduceus", settings={"optim.lr": "5e-4"})
-    run = finetune_settings(config, task, entry, {"head.freeze": True})
+    run = _finetune_settings(config, task, entry, {"head.freeze": True})
     assert (run.epochs, run.optim.lr, run.optim.schedule) == (3, 5e-4, "published")
     assert (run.global_batch, run.table.max_length) == (256, 251)
     assert run.head.strand_average

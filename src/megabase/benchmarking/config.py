@@ -84,6 +84,35 @@ class ModelEntry(Settings):
             f"model {start!r} is not a folder, family or preset, nor {', '.join(others)}{hint}"
         )
 
+    def open(self, kinds: Sequence[str]) -> Any:
+        """Load the model, or build it with fresh weights, as the first of `kinds` that it has."""
+        import torch
+
+        from megabase.models.auto import load_config, load_model
+        from megabase.models.families import FAMILIES, family_of
+        from megabase.models.presets import find_preset
+
+        start = self.model_fields()
+        if unknown := sorted(set(self.settings) - {"overrides"}):
+            raise InputError(f"{self.name}: no model is trained, so {unknown[0]} has no meaning")
+        torch.manual_seed(0)
+        folder = None
+        if "model" in start:
+            folder = None if start["model"] == "default" else start["model"]
+            settings = load_config(folder)
+            family = family_of(settings.model_type)
+        else:
+            name = start.get("family") or find_preset(start["preset"]).family
+            family = FAMILIES[name]
+            fields = dict(find_preset(start["preset"]).config) if "preset" in start else {}
+            settings = family.config_class()(**{**fields, **self.settings.get("overrides", {})})
+        kind = next((kind for kind in kinds if family and kind in family.classes()), None)
+        if family is None or kind is None:
+            raise InputError(f"{self.name} cannot be opened as {' or '.join(kinds)}")
+        if "model" in start and not start.get("from_scratch"):
+            return load_model(folder, kind).eval()
+        return family.classes()[kind](settings).eval()  # pyright: ignore[reportArgumentType]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeciesConfig(Settings):
@@ -294,6 +323,15 @@ class BenchmarkConfig(Settings):
         names = [entry.name for entry in self.entries]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             yield f"the name {', '.join(twice)} is given to several models; change one"
+
+    def folder(self, instructions: str) -> Path:
+        """Give the folder of the data; an InputError with instructions when it is not there."""
+        if self.data is None:
+            raise InputError(f"{self.suite} needs data=...: {instructions}")
+        folder = Path(self.data).expanduser()
+        if not folder.exists():
+            raise InputError(f"there is no folder {folder}. {instructions}")
+        return folder
 
     @property
     def task_names(self) -> list[str]:

@@ -23,12 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.models import check_entry, finetune_settings
 from megabase.benchmarking.rows import Splitter, Unit
 from megabase.benchmarking.suites import SUITES
 from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, Task, choose_tasks
 from megabase.data.labeled import LabeledSequences
-from megabase.errors import InputError, RunError
+from megabase.errors import ConfigError, InputError, RunError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_baseline, require_baseline
 from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
@@ -41,6 +40,15 @@ from megabase.training.run_folder import RunFolder, environment, flatten
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
+"""One YAML file for each suite: task (or ``*``: all), then variant, then settings of fine-tuning
+and lines ``source`` (where they come from) and ``for`` (which models they are for)."""
+_DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
+"""What every model takes when nothing else is said, beside the defaults of fine-tuning."""
+_NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
+"""Fields of fine-tuning that the sweep itself fills in: a recipe cannot."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def run_benchmark(
             if entry.is_baseline:
                 require_baseline()
             else:
-                check_entry(config, entry)
+                _check_entry(config, entry)
         if suite.fit is not None or suite.load is None:
             _check_overlap(config)
         _start(config, output)
@@ -98,11 +106,7 @@ def run_benchmark(
 
 
 def _settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> BenchmarkConfig:
-    """Name the tasks of ``task_settings`` in full, those of the entries too.
-
-    `tasks` are all tasks of the suite's data, whether they are run or not; an :class:`InputError`
-    for a name that no task has, or several.
-    """
+    """Name the tasks of ``task_settings`` in full, out of all of the suite's data."""
 
     def named(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -123,8 +127,7 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
     starts: dict[str, Any] = {}
     for entry in config.entries:
         if not entry.is_baseline:
-            base = FinetuneConfig(train="train", output="output", **entry.model_fields())
-            starts[entry.name] = start_record(base.trained)
+            starts[entry.name] = start_record(_base(entry).trained)
     values = {
         "format": RECORD_FORMAT, "config": asdict(config), "environment": environment(),
         "starts": starts,
@@ -145,6 +148,86 @@ def _check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
                 f"{entry.name}: overlap looks for test rows in training rows of the same class, "
                 f"which does not fit {where}; leave it out"
             )
+
+
+def _base(entry: ModelEntry) -> FinetuneConfig:
+    """Give the settings of fine-tuning that say what the model is."""
+    return FinetuneConfig(train="train", output="output", **entry.model_fields())
+
+
+def _check_entry(config: BenchmarkConfig, entry: ModelEntry) -> None:
+    """Check that a model exists and its settings are known, before anything is read or written."""
+    base = _base(entry)
+    first = {name: values[0] for name, values in entry.tune.items() if values}
+    common = {**flatten(config.settings), **flatten(entry.settings), **first}
+    for own in ({}, *config.task_settings.values(), *entry.task_settings.values()):
+        settings = {**common, **flatten(own)}
+        settings.pop("warmup", None)
+        _with_settings(base, settings)
+
+
+def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
+    """Set fields by dotted name; a ConfigError for a name that fine-tuning does not have."""
+    # An empty table changes nothing.
+    given = {name: value for name, value in flatten(settings).items() if value != {}}
+    for name in _NOT_SET:
+        if name in given:
+            raise ConfigError(f"{name} is not for settings: the sweep itself fills it in")
+    return config.with_values(given, "settings: ")
+
+
+def _finetune_settings(
+    config: BenchmarkConfig, task: Task, entry: ModelEntry, chosen: Mapping[str, Any]
+) -> FinetuneConfig:
+    """Build the settings of one run; files, folder and seed are filled in by the runner.
+
+    What is said later wins: defaults, the data's needs, the recipe, the sweep, the entry (each with
+    what it says of all tasks before what it says of this one), what tuning chose.
+    """
+    metric = task.metric if task.kind != "multi_label" else "auroc"
+    settings: dict[str, Any] = {**_DEFAULTS, "monitor": metric, "table.kind": task.kind}
+    settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
+    for more in (
+        task.settings, _recipe_settings(config.recipe, task),
+        config.settings, config.task_settings.get(task.name, {}),
+        entry.settings, entry.task_settings.get(task.name, {}), chosen,
+    ):  # fmt: skip
+        settings.update(flatten(more))
+    _warm_up(settings, int(task.splits["train"].lengths.max()))
+    # The runner writes the rows of every split itself, under these names.
+    columns = task.splits["train"].text.columns
+    settings["table.sequence"] = "sequence"
+    settings["table.label"] = None if columns == ("label",) else list(columns)
+    return _with_settings(_base(entry), settings)
+
+
+def _warm_up(settings: dict[str, Any], length: int) -> None:
+    """Turn a list of warm-up lengths into stages: half of the epochs for all of them together."""
+    wanted = settings.pop("warmup", None) or []
+    shorter = sorted({int(w) for w in wanted if int(w) < length})
+    if not shorter or "stages" in settings:
+        return
+    half = float(settings["epochs"]) / 2
+    shares = [(w, half / len(shorter)) for w in shorter]
+    settings["stages"] = [
+        {"length": w, "epochs": epochs, "micro_batch": max(1, 65_536 // w)}
+        for w, epochs in (*shares, (length, half))
+    ]
+
+
+def _recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
+    """Give the settings of a variant for a task; an InputError when it has no such variant."""
+    if name is None:
+        return {}
+    import yaml
+
+    file = _RECIPES / f"{task.suite}.yaml"
+    tasks = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    variants = {**tasks.get("*", {}), **tasks.get(task.name, {})}
+    if name not in variants:
+        held = ", ".join(variants) or "none"
+        raise InputError(f"{task.suite} {task.name} has no recipe {name!r}; it has {held}")
+    return {key: value for key, value in variants[name].items() if key not in ("source", "for")}
 
 
 class _Sweep:
@@ -219,7 +302,7 @@ class _Sweep:
 
     def _settings(self, job: Job, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Any]:
         """Give the settings of a run, as they are and as JSON holds them."""
-        run = finetune_settings(self._config, job.task, job.entry, chosen)
+        run = _finetune_settings(self._config, job.task, job.entry, chosen)
         # "force" was once a field of every run, and is part of the hash of their folders' names.
         return run, json.loads(json.dumps({**asdict(run), "force": False}, default=str))
 

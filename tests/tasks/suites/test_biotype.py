@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
-from megabase.benchmarking.models import open_entry
 from megabase.benchmarking.run import run_benchmark
 from megabase.benchmarking.suites import biotype
 from megabase.benchmarking.table import Tables
@@ -63,7 +62,7 @@ def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
 
 def test_pieces_of_a_long_gene_are_averaged(tmp_path: Path) -> None:
     rows = biotype._read_genes(config(tmp_path))
-    model = open_entry(config(tmp_path).entries[0], ("base",))
+    model = config(tmp_path).entries[0].open(("base",))
     whole = biotype._pieces(model, rows, BiotypeConfig(max_length=20))
     from megabase.inference.embedding import Embedder
 

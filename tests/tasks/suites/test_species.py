@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, SpeciesConfig
-from megabase.benchmarking.models import finetune_settings
-from megabase.benchmarking.run import run_benchmark
+from megabase.benchmarking.run import _finetune_settings, run_benchmark
 from megabase.benchmarking.suites import species
 from megabase.benchmarking.table import Tables
 from megabase.errors import InputError, MegabaseError
@@ -95,7 +94,7 @@ def test_warm_up_becomes_stages(tmp_path: Path) -> None:
     asked = config(data=str(path), species={"split": "segment", "lengths": [256]})
     entry = ModelEntry(name="w", start="hyenadna", settings={"warmup": [64, 128, 512], "epochs": 8})
     task = species.SUITE.load(asked, "species-256")
-    run = finetune_settings(asked, task, entry, {})
+    run = _finetune_settings(asked, task, entry, {})
     assert [(s.length, s.epochs) for s in run.stages] == [(64, 2.0), (128, 2.0), (256, 4.0)]
 
 

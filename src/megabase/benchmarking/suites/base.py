@@ -92,16 +92,6 @@ def published(suite: str, task: str | int, metric: str = "") -> tuple[Mapping[st
     return tuple(found)
 
 
-def need_folder(data: str | None, suite: str, instructions: str) -> Path:
-    """Give the folder of the data; an InputError with instructions when it is not there."""
-    if data is None:
-        raise InputError(f"{suite} needs data=...: {instructions}")
-    folder = Path(data).expanduser()
-    if not folder.exists():
-        raise InputError(f"there is no folder {folder}. {instructions}")
-    return folder
-
-
 def choose_tasks(found: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
     """Choose tasks by name; the end of a name (``core_tata``) is enough when only one has it."""
     if not wanted:

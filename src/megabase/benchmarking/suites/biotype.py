@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
-from megabase.benchmarking.models import open_entry
-from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
+from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, published
 from megabase.data.label_files import read_text
 from megabase.data.labeled import LabeledSequences, label_splits
 from megabase.errors import InputError, MissingDependencyError
@@ -46,7 +45,7 @@ _MOST_POINTS = 3000
 
 
 def _names(config: BenchmarkConfig) -> list[str]:
-    path = need_folder(config.data, "biotype", _INSTRUCTIONS)
+    path = config.folder(_INSTRUCTIONS)
     if config.protocol != "holdout":
         raise InputError(f"biotype knows the protocol holdout only, not {config.protocol}")
     return choose_tasks([f"biotype-{path.name.split('.')[0]}"], config.task_names, str(path))
@@ -132,7 +131,7 @@ def _embed(
         values = np.asarray(kmer_counts(genes, max(words)).toarray(), dtype=np.float32)
         about: dict[str, Any] = {"family": "kmer", "parameters": 0}
     else:
-        model = open_entry(entry, ("base",))
+        model = entry.open(("base",))
         count = sum(p.numel() for p in model.parameters())
         about = {"family": str(model.config.model_type), "parameters": count}
         values = _pieces(model, genes, config.biotype)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
+from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, published
 from megabase.data.label_files import find_splits, read_text
 from megabase.data.labeled import Kind, LabeledSequences, label_splits, split_rows
 from megabase.data.leaks import overlap_groups
@@ -144,7 +144,7 @@ def _read_task(
 
 def _find(config: BenchmarkConfig) -> dict[str, Paths]:
     find, lacking, instructions = _SOURCES[config.suite]
-    root = need_folder(config.data, config.suite, instructions)
+    root = config.folder(instructions)
     found = find(root)
     if not found:
         raise InputError(f"{root} holds {lacking}. {instructions}")

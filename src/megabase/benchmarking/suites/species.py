@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, SpeciesConfig
-from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
+from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, published
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet
@@ -97,7 +97,7 @@ def _read_genomes(config: BenchmarkConfig) -> dict[str, list[_Record]]:
                 raise InputError(f"there is no {path} for the species {species}")
             found[species] = _records(Path(path).expanduser())
     else:
-        root = need_folder(config.data, "species", _INSTRUCTIONS)
+        root = config.folder(_INSTRUCTIONS)
         if root.is_dir():
             for path in sorted(root.iterdir()):
                 if path.is_dir() or _FASTA.search(path.name):

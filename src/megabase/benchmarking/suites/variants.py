@@ -22,8 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, VariantsConfig
-from megabase.benchmarking.models import open_entry
-from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, choose_tasks, need_folder
+from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, choose_tasks
 from megabase.data.label_files import read_frame, read_parquet
 from megabase.data.regions import Regions
 from megabase.data.sources import genome_store
@@ -227,7 +226,7 @@ def _clinvar(path: Path, min_stars: int) -> pl.DataFrame:
 
 def _tables(config: BenchmarkConfig) -> dict[str, Path]:
     """Find the tables by the names of their tasks."""
-    root = need_folder(config.data, "variants", _INSTRUCTIONS)
+    root = config.folder(_INSTRUCTIONS)
     files = [root] if root.is_file() else sorted(p for p in root.iterdir() if p.is_file())
     ours = [p for p in files if p.name.lower().removesuffix(".gz").endswith(_SUFFIXES)]
     if not ours:
@@ -315,7 +314,7 @@ def _model_rows(
     chosen, start = config.variants, entry.model_fields()
     spec: Any = start.get("model")
     if spec is None or start.get("from_scratch"):
-        spec = open_entry(entry, ("causal-lm", "masked-lm"))
+        spec = entry.open(("causal-lm", "masked-lm"))
     model = load(spec, head="language")
     wrong = {"log_probs" if model.masked else "masked", "tracks"}
     cheap = [name for name, method in METHODS.items() if not wrong & method.needs]

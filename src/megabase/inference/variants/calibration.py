@@ -53,9 +53,9 @@ _Ints = NDArray[np.int64]
 def _substitution_contexts(codes: NDArray[np.uint8], alt: NDArray[np.integer] | int) -> _Ints:
     """Give the numbers of the contexts of substitutions in the middle of five bases.
 
-    Codes (..., 5) and those of the alternatives (...) are broadcast; -1 where one of the five is no
-    base, or the alternative is the base itself. The number is 3 times the pentanucleotide read in
-    base 4, plus the rank of the alternative among the three.
+    Codes (..., 5) and those of the alternatives (...) are broadcast; -1 where one of the five is N
+    or the alternative is the base itself. The number is 3 times the pentanucleotide read in base 4,
+    plus the rank of the alternative among the three.
     """
     base = (codes & np.uint8(BASE_BITS)).astype(np.int64)
     known = (base <= T).all(-1) & (alt != base[..., 2])
