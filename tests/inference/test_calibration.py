@@ -128,14 +128,14 @@ def test_a_fit_is_the_slow_sum() -> None:
     assert found.counts[number] == len(near)
     assert found.mean[0, number] == pytest.approx(level[0])
     assert found.spread[0, number] ** 2 == pytest.approx(level[1])
-    z = found.standardize(METHOD, values[100:101], contexts[100:101])
+    asked = np.array([values[100], -9.0, np.median(values), 9.0, np.nan])
+    where = np.full(5, number), np.zeros(5, dtype=np.int64)
+    _, z, shares = found.extend([METHOD], asked[:, None], *where).T
     assert z[0] == pytest.approx((values[100] - level[0]) / level[1] ** 0.5)
-    asked = np.array([-9.0, np.median(values), 9.0, np.nan])
-    shares = found.percentile(METHOD, asked, np.zeros(4, dtype=np.int64))
-    assert shares[:3] == pytest.approx([0, 50, 100], abs=0.2)
-    assert np.isnan(shares[3])
-    assert np.isnan(found.percentile(METHOD, asked, np.ones(4, dtype=np.int64))).all()
-    assert np.isnan(found.standardize(METHOD, asked[:1], np.array([-1]))).all()
+    assert shares[1:4] == pytest.approx([0, 50, 100], abs=0.2)
+    assert np.isnan(shares[4])
+    other = found.extend([METHOD], asked[:, None], np.full(5, -1), np.ones(5, dtype=np.int64))
+    assert np.isnan(other[:, 1:]).all()
 
 
 def test_one_draw_of_each_group_says_nothing_about_groups() -> None:
@@ -248,9 +248,8 @@ def test_command_and_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) 
     raw = float(info["MB_LLR_SITE"].split(",")[0])
     contig = Genome(folder / "toy.mb").view("chr1")
     context = np.array([context_of(contig, 100, bases[0], other)[0]])
-    assert float(z[0]) == pytest.approx(
-        one.standardize("llr_site", np.array([raw]), context)[0], rel=1e-4
-    )
+    wanted = one.extend(["llr_site"], np.array([[raw]]), context, np.zeros(1, dtype=np.int64))
+    assert float(z[0]) == pytest.approx(wanted[0, 1], rel=1e-4)
     for changed, told in (
         ([str(folder / "two"), *named], "made with model one"),
         ([str(folder / "one"), *named, "--strands", "forward"], "strands both, not forward"),
