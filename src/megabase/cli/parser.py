@@ -109,6 +109,8 @@ class VerbParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise in place of usage and exit."""
+        if not self.exit_on_error:  # made by jsonargparse for the rows of a table such as stages
+            super().error(message, ex)
         raise ConfigError((self.outer or self)._explain(message)) from ex
 
     def _print_message(self, message: str, file: Any = None) -> None:
