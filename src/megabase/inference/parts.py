@@ -91,7 +91,7 @@ class Shard(NamedTuple):
         """Read ``2/3``; the whole for None. InputError for anything else."""
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text or "1/1")
         if match is None or int(match[1]) > int(match[2]):
-            raise InputError(f"a shard is a number and how many there are, as 2/3; found {text}")
+            raise InputError(f"a shard is its number and how many, such as 2/3; found {text}")
         return cls(int(match[1]) - 1, int(match[2]))
 
     def folder(self, target: Path) -> Path | None:
