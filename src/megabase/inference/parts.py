@@ -311,7 +311,8 @@ def gather_shards(
     for path in folders:
         if not (path / _SHARD).is_file():
             what = "is not a finished shard" if path.is_dir() else "is not there"
-            raise OutputError(f"{path} {what}; finish it with --resume (resume=True in Python)")
+            advice = "finish it with --resume of its megabase command (resume=True in Python)"
+            raise OutputError(f"{path} {what}; {advice}")
         about = read_json(path / _SHARD, OutputError)
         about["manifest"] = read_json(path / _MANIFEST, OutputError)
         (index, count), chunks = about.pop("shard"), about["chunks"]
