@@ -252,7 +252,8 @@ class VerbParser(ArgumentParser):
         for keyword in parse_from_object(kind).params:
             hint = hints[keyword.arg_name]
             union = typing.get_origin(hint) in (UnionType, typing.Union)
-            first, how = typing.get_args(hint)[0] if union else hint, {}
+            first: Any = typing.get_args(hint)[0] if union else hint
+            how: dict[str, Any] = {}
             if first is bool:
                 how = {"action": "store_true"}
             elif typing.get_origin(first) is typing.Literal:

@@ -58,7 +58,8 @@ class RowKmers(NamedTuple):
             new = np.ones(len(found), dtype=bool)
             new[1:] = (found[1:] != found[:-1]) | (row[1:] != row[:-1])
             pairs.append((found[new], row[new]))
-        return cls(*map(np.concatenate, zip(*pairs, strict=True)), len(rows))
+        hashes, at = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        return cls(hashes, at, len(rows))
 
     @classmethod
     def of_each(cls, splits: Mapping[str, LabeledSequences]) -> dict[str, RowKmers]:

@@ -138,7 +138,8 @@ def ism_file(
             return [made]
         found = Mutagenesis.read(output) if tracks else None
         contigs = {contig.name: contig.length for contig in store.contigs}
-        for method, path in tracks.items() if found else ():
+        for method, path in tracks.items():
+            assert found is not None
             run = Run(interval.contig, interval.start, found.importance(method))
             with atomic_file(path, overwrite=True, seeks=True) as file:
                 write_bigwig(Path(file.name), contigs, [run])

@@ -149,12 +149,12 @@ class StateSpacePreTrainedModel(DNAModel):
                 init.normal_(module.weight, std=self.config.initializer_range)
             else:
                 init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if getattr(module, "bias", None) is not None:
-                if isinstance(module, nn.Conv1d):
-                    bound = 1 / math.sqrt(module.kernel_size[0])
-                    init.uniform_(module.bias, -bound, bound)
-                else:
-                    init.zeros_(module.bias)
+            bias: Any = getattr(module, "bias", None)
+            if isinstance(module, nn.Conv1d) and bias is not None:
+                bound = 1 / math.sqrt(module.kernel_size[0])
+                init.uniform_(bias, -bound, bound)
+            elif bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, Norm):
             init.ones_(module.weight)
             if module.bias is not None:

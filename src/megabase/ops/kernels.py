@@ -140,7 +140,7 @@ def _differs() -> str:
             [x, x, (D, 5), (2, L, 5), (2, L, 5), d, x, d, (2, D, 5)],
         ),
         "norm_mlp": (
-            lambda x, w, b, *rest: norm_mlp(x, MlpWeights(w, b, 1e-5, *rest)),
+            lambda x, w, b, up, c, down, d: norm_mlp(x, MlpWeights(w, b, 1e-5, up, c, down, d)),
             [x, d, d, (50, D), (50,), (D, 50), d],
         ),
         "hyena_mixer": (
@@ -148,8 +148,8 @@ def _differs() -> str:
             [x, d, d, (3 * D, D), (3 * D,), (3 * D, 3), (3 * D,), (D, L), d, dd, d],
         ),
         "implicit_filter": (
-            lambda z, t, f, v, w, b, c, *rest: implicit_filter(
-                z, t, FilterWeights(f, [v, w], [b, c], *rest, 0.1)
+            lambda z, t, f, v, w, b, c, out, rates: implicit_filter(
+                z, t, FilterWeights(f, [v, w], [b, c], out, rates, 0.1)
             ),
             [(L, 5), (L,), (1, D), (D, 5), dd, d, d, dd, d],
         ),

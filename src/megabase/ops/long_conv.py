@@ -247,9 +247,9 @@ def _plan(
     """Give the filter, blocks of rows and of channels, and a buffer for a block."""
     dtype = wide_dtype(u.dtype, k.dtype)
     spectra = FilterSpectra(k, skip, u.shape[2], two_sided, dtype)
-    both = _blocks(*u.shape[:2], spectra.n_fft)
-    size = [max((b.stop - b.start for b in blocks), default=0) for blocks in both]
-    return spectra, *both, torch.zeros(*size, spectra.n_fft, dtype=dtype, device=u.device)
+    rows, channels = _blocks(u.shape[0], u.shape[1], spectra.n_fft)
+    size = [max((b.stop - b.start for b in cut), default=0) for cut in (rows, channels)]
+    return spectra, rows, channels, torch.zeros(*size, spectra.n_fft, dtype=dtype, device=u.device)
 
 
 @operator("long_conv", lambda u, *_: convolution_flops(*u), **_CHECKS)

@@ -369,13 +369,12 @@ class _Operator(Arguments):
         results: list[Any] = []
         for value, need, is_tensor in zip(inputs, needs, self._is_tensor, strict=True):
             if isinstance(value, list):
-                own = [(next(found), one) for one in value]
+                own: list[Any] = [(next(found), one) for one in value]
                 results.append([None if g is None else g.to(one.dtype) for g, one in own])
             else:
                 grad = next(found) if is_tensor else None
                 grad = grad if need else None  # without the value autograd sees to its dtype
-                kept = grad is None or value is None
-                results.append(grad if kept else grad.to(value.dtype))
+                results.append(grad if grad is None or value is None else grad.to(value.dtype))
         return tuple(results)
 
     def __call__(self, *args: Any, checked: bool = False) -> Any:

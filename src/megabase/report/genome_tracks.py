@@ -58,6 +58,10 @@ def _track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
     return kind
 
 
+def _place(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["contig"], row["start"], row["end"]
+
+
 def genes_track(
     path: str, name: str, store: Genome, places: Sequence[Interval], *, strict: bool = False
 ) -> Track:
@@ -90,7 +94,7 @@ def genes_track(
     for mother, both in parts.items():
         found.setdefault(owner.get(mother, mother), set()).update(both["exon"] or both["CDS"])
     features = [
-        Feature(*(row[k] for k in _PLACE), row["label"], row["strand"], union(found.get(key, ())))
+        Feature(*_place(row), row["label"], row["strand"], union(found.get(key, ())))
         for key, row in genes.items()
     ]
     features.sort(key=lambda f: f[:3])
@@ -102,7 +106,7 @@ def _bed_track(
 ) -> Track:
     frame = read_bed(path, store, strict=strict)
     features = tuple(
-        Feature(*(row[k] for k in _PLACE), row.get("name") or "", row.get("strand") or ".")
+        Feature(*_place(row), row.get("name") or "", row.get("strand") or ".")
         for row in frame.filter(_on(places, store, frame)).iter_rows(named=True)
     )
     return Track(name, features, color="#2f7d4f", height=50)

@@ -74,7 +74,8 @@ def sweep(
     verbs: tuple[tuple[type, Callable[..., RunResult | None]], ...] = (
         (PretrainConfig, pretrain), (FinetuneConfig, finetune), (PromptConfig, learn_prompt),
     )  # fmt: skip
-    verb = next((verb for kind, verb in verbs if isinstance(config, kind)), in_context)
+    asked: Any = in_context
+    verb: Callable[..., Any] = next((v for kind, v in verbs if isinstance(config, kind)), asked)
     output, runs = Path(config.output), dict[str, tuple[dict[str, Any], RunConfig]]()
     for given in _combinations(values, draws, draw_seed):
         one = config.with_values(given, "sweep: ")

@@ -190,7 +190,8 @@ def _set_up(
     model = fabric.setup_module(inner)
     # A fused optimizer wants scaled gradients, and clipping wants them as they are.
     fused = config.precision != "fp16-mixed"
-    return model, fabric.setup_optimizers(_build_optimizer(module, config.optim, fused))
+    optimizer: Any = fabric.setup_optimizers(_build_optimizer(module, config.optim, fused))
+    return model, optimizer
 
 
 def _build_optimizer(
@@ -201,7 +202,7 @@ def _build_optimizer(
     groups: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
     if callable(describe):
         keys = ("params", "lr", "weight_decay")
-        found = describe(config.lr, config.weight_decay)
+        found: Any = describe(config.lr, config.weight_decay)
         groups = [{key: group[key] for key in keys if key in group} for group in found]
     groups = [group for group in groups if group["params"]]
     for group in groups:  # what _set_lr scales

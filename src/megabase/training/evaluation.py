@@ -21,6 +21,7 @@ class Batches(Protocol):
 
     def batch(self, stream: int, indices: np.ndarray, length: int) -> Batch:
         """Give the items ``indices`` (int64) of stage ``stream`` with ``length`` positions."""
+        ...
 
     def epoch_size(self, length: int) -> int | None:
         """Count the items of one epoch; None when there is no such thing."""

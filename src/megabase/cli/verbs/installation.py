@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from megabase.cli.parser import Namespace, Verb, VerbParser, build_parser
 from megabase.cli.streams import print_table
@@ -106,11 +107,12 @@ def _backends() -> Iterator[_Row]:
 
     names = ["fast", "plain", *(["kernels"] if kernels.package() is not None else [])]
     ids = torch.arange(2 * 99).reshape(2, 99) * 7 % 4 + 7  # A, C, G and T; an odd length
+    shape: dict[str, Any] = {"d_model": 16, "n_layer": 2}
     torch.manual_seed(0)
     for family, model in {
-        "HyenaDNA": HyenaDNAForCausalLM(HyenaDNAConfig(d_model=16, n_layer=2, max_seq_len=128)),
-        "Mamba": MambaForCausalLM(MambaConfig(d_model=16, n_layer=2)),
-        "Caduceus": CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=2, rcps=True)),
+        "HyenaDNA": HyenaDNAForCausalLM(HyenaDNAConfig(**shape, max_seq_len=128)),
+        "Mamba": MambaForCausalLM(MambaConfig(**shape)),
+        "Caduceus": CaduceusForMaskedLM(CaduceusConfig(**shape, rcps=True)),
     }.items():
         found: dict[str, list[torch.Tensor]] = {}
         for name in ("reference", *names):

@@ -47,7 +47,7 @@ def _merge(args: Namespace) -> int:
     # Nothing is computed: neither workers nor an accelerator are needed.
     again.overwrite, again.workers, again.device = args.overwrite, 1, "cpu"
     gather_shards(folders, target, args.overwrite)
-    return verb.run(again)
+    return verb.run(again) or 0
 
 
 # fmt: off

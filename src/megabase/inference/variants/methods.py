@@ -111,8 +111,8 @@ class Pairs:
         outside = ~(lead | behind)[..., None]
         ref, alt = (x.double().masked_fill(outside, 0).flatten(1) for x in (ref, alt))
         before = 0 if self.shared is None else self.shared[1]
-        own = (x.square().sum(1) + before for x in (ref, alt))
-        return *own, (alt - ref).square().sum(1)
+        ref_A, alt_A = (x.square().sum(1) + before for x in (ref, alt))
+        return ref_A, alt_A, (alt - ref).square().sum(1)
 
 
 class Method(NamedTuple):

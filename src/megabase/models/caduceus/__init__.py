@@ -124,7 +124,7 @@ class CaduceusConfig(StateSpaceConfig):
         table = list(given) if isinstance(given, Sequence) else []
         partners = {own: other for own, other in enumerate(table) if isinstance(other, int)}
         problems.demand(
-            all(partners.get(partners.get(own)) == own for own in range(len(table))),
+            all(partners.get(partners.get(own, -1)) == own for own in range(len(table))),
             f"complement_map must give every token id a partner that gives it back, found {given}",
         )
         problems.demand(

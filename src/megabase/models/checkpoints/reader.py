@@ -162,7 +162,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a pickle and find the state dict in it: (tensors, hyper-parameters)."""
     content = _read_pickle(path)
     inside = [content.get(key) for key in _STATE_KEYS] if isinstance(content, dict) else []
-    state = next(filter(_is_state, inside), content)
+    state: Any = next(filter(_is_state, inside), content)
     if not _is_state(state):
         raise CheckpointError(
             f"{path}: holds no state dict; expected names with tensors, or such a table under "

@@ -75,6 +75,11 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def blocks(count: int, size: int) -> int:
+    """Give the programs that take `size` each of `count`."""
+    return -(-count // size)
+
+
 def power(size: int, least: int = 1) -> int:
     """Give the power of two of at least `size` and `least`."""
     return max(least, 1 << max(0, size - 1).bit_length())

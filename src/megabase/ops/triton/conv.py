@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.triton import launch, power
+from megabase.ops.triton import blocks, launch, power
 from megabase.ops.triton.shared import sum_rows
 
 _POSITIONS, _CHANNELS = 32, 64
@@ -127,8 +127,8 @@ def conv(
     batch, length, channels = x.shape
     count = others[0].shape[1]
     columns = min(_CHANNELS, power(channels, 16))
-    rows = triton.cdiv(length + count - 1 if grads else length, _POSITIONS)
-    grid, sizes = (rows, triton.cdiv(channels, columns), batch), (length, channels, x.stride(1))
+    rows = blocks(length + count - 1 if grads else length, _POSITIONS)
+    grid, sizes = (rows, blocks(channels, columns), batch), (length, channels, x.stride(1))
     tile = {"K": count, "REVERSE": reverse, "T": _POSITIONS, "C": columns}
     if not grads:
         launch(_conv, grid, [x, taps, bias, past], [y_BLE], *sizes, **tile)

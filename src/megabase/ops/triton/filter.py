@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.triton import launch, power
+from megabase.ops.triton import blocks, launch, power
 from megabase.ops.triton.shared import sine_cosine, sum_rows
 
 _LAGS = 32
@@ -219,7 +219,7 @@ def taps(
     net = _pack(weights)
     rate = None if weights.rate is None else weights.rate.contiguous()
     reads = [z_ME.contiguous(), t_M.contiguous(), net, weights.last.contiguous(), rate]
-    programs = triton.cdiv(lags, constants["M"])
+    programs = blocks(lags, constants["M"])
     if not grads:
         launch(_taps, (programs,), reads, [k_CM], *numbers, warps=_WARPS, **constants)
         return

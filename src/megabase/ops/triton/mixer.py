@@ -26,7 +26,7 @@ from torch import Tensor
 
 from megabase.ops.long_conv import fft_length
 from megabase.ops.products import product_into
-from megabase.ops.triton import launch, power
+from megabase.ops.triton import blocks, launch, power
 from megabase.ops.triton.shared import sine_cosine, sum_rows
 
 if TYPE_CHECKING:
@@ -295,10 +295,10 @@ class _Call:
         }
         self.tile: dict[str, Any] = tile
         self.short = {"K": m.w.shape[-1], "AFTER": m.after, **tile}
-        self.channels = triton.cdiv(m.width, tile["C"])
+        self.channels = blocks(m.width, tile["C"])
         # Of positions, and of samples, of which there may be more.
-        self.over_length = (triton.cdiv(m.length, tile["T"]), self.channels, m.batch)
-        self.over_samples = (triton.cdiv(self.samples, tile["T"]), self.channels, m.batch)
+        self.over_length = (blocks(m.length, tile["T"]), self.channels, m.batch)
+        self.over_samples = (blocks(self.samples, tile["T"]), self.channels, m.batch)
 
     def complex(self, *shape: int) -> Tensor:
         return torch.empty(*shape, self.samples, dtype=torch.complex64, device=self.m.x.device)
@@ -321,7 +321,7 @@ class _Call:
 
     def multiply(self, U: Tensor, K: Tensor) -> None:
         m, N = self.m, min(_SAMPLES, power(self.samples, 16))
-        grid = (triton.cdiv(self.samples, N), m.width, m.batch)
+        grid = (blocks(self.samples, N), m.width, m.batch)
         launch(_multiply, grid, [U, K, self.skip], [U], self.samples, m.width, N=N)
 
     def gated(self, p: Tensor, K: Tensor, kept: Tensor | None) -> Tensor:
@@ -379,7 +379,7 @@ def backward(m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: list[Tensor]) -> Non
     dK = torch.empty_like(K) if needs_filter else None
     N = min(_SAMPLES, power(call.samples, 16))
     launch(
-        _multiply_backward, (triton.cdiv(call.samples, N), m.width), [U, G, K, call.skip], [G, dK],
+        _multiply_backward, (blocks(call.samples, N), m.width), [U, G, K, call.skip], [G, dK],
         call.samples, m.width, m.batch, N=N,
     )  # fmt: skip
     G = _transform(G, False)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.triton import launch, power
+from megabase.ops.triton import blocks, launch, power
 from megabase.ops.triton.shared import sum_rows
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def add_norm(
     rows, (each, columns) = found[0].numel() // width, _tile(width)
     options = {"RMS": kind.rms, "STRANDS": kind.strands, "SWAP": kind.swap}
     tile = {"R": each, "D": columns}
-    programs = triton.cdiv(rows, each)
+    programs = blocks(rows, each)
     if len(given) == 2:
         reads = [*given, weight, bias]
         launch(_add_norm, (programs,), reads, found, rows, width, eps, **options, **tile)
@@ -154,10 +154,10 @@ def gelu_backward(a_RE: Tensor, dg_RE: Tensor, da_sum_E: Tensor | None) -> None:
     rows, width = a_RE.shape
     columns = min(256, power(width, 16))
     each = max(1, _TILE // columns)
-    programs = min(_PROGRAMS, triton.cdiv(rows, each))
+    programs = min(_PROGRAMS, blocks(rows, each))
     partial = torch.empty(programs, width, dtype=torch.float32, device=a_RE.device)
     launch(
-        _gelu_backward, (programs, triton.cdiv(width, columns)), [a_RE, dg_RE],
+        _gelu_backward, (programs, blocks(width, columns)), [a_RE, dg_RE],
         [a_RE, dg_RE, partial], rows, width, R=each, E=columns,
     )  # fmt: skip
     if da_sum_E is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from megabase.ops.registry import Saved, operator
 from megabase.ops.selective_scan import ScanInputs, scan_flops
-from megabase.ops.triton import DTYPES, launch, power
+from megabase.ops.triton import DTYPES, blocks, launch, power
 from megabase.ops.triton.shared import sum_rows
 
 _POSITIONS = 64
@@ -36,7 +36,7 @@ _POSITIONS = 64
 _ELEMENTS = 8192
 """Positions x channels x states of a tile: 32 for each of 256 threads, twice in a scan."""
 _CHECKS: dict[str, Any] = {
-    "least": {"L": 1}, "rules": {"T": lambda sizes, _: triton.cdiv(sizes["L"], _POSITIONS)},
+    "least": {"L": 1}, "rules": {"T": lambda sizes, _: blocks(sizes["L"], _POSITIONS)},
     "dtypes": DTYPES,
 }  # fmt: skip
 """What holds for the operator and for its gradient."""
@@ -321,7 +321,7 @@ class _Call:
         self.tile: dict[str, Any] = {
             "SOFTPLUS": softplus, "REVERSE": reverse, "T": _POSITIONS, **self.chain_tile
         }  # fmt: skip
-        self.chunks, self.columns = triton.cdiv(length, _POSITIONS), triton.cdiv(channels, e)
+        self.chunks, self.columns = blocks(length, _POSITIONS), blocks(channels, e)
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.u.device)
@@ -367,7 +367,7 @@ def _room(
     x: ScanInputs, _softplus: bool, _reverse: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _ = x.u.shape
-    kept = (batch, triton.cdiv(length, _POSITIONS), *x.A.shape) if keep else (0,)
+    kept = (batch, blocks(length, _POSITIONS), *x.A.shape) if keep else (0,)
     new = partial(x.u.new_empty, dtype=torch.float32)
     return x.u.new_empty(x.u.shape), new((batch, *x.A.shape)), new(kept)
 

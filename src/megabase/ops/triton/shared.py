@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.triton import launch
+from megabase.ops.triton import blocks, launch
 
 _ROWS, _COLUMNS = 32, 64
 """Tile of partial sums: columns are few, so that many programs share them."""
@@ -40,7 +40,7 @@ def sum_rows(partial: Tensor, found: Sequence[Tensor]) -> None:
     for one in found:
         ends.append(ends[-1] + one.numel())
     launch(
-        _sum_rows, (triton.cdiv(size, _COLUMNS),), [partial], [tuple(found)], rows, size,
+        _sum_rows, (blocks(size, _COLUMNS),), [partial], [tuple(found)], rows, size,
         ENDS=tuple(ends[1:]), R=_ROWS, S=_COLUMNS,
     )  # fmt: skip
 
