@@ -1,4 +1,5 @@
-# Not built by our tests, which have no container engine; its commands were run one by one in a fresh environment.
+# Never built: no container engine was at hand. Its pip and megabase commands were tried in a fresh environment, without the
+# wheel of the kernels and without PyTorch's index.
 #   docker build -t megabase .
 #   docker run --rm --user "$(id -u)" -v "$PWD:/data" megabase variants default in.vcf genome.fa -o out.vcf
 FROM python:3.11-slim AS build

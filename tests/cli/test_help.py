@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 
 import pytest
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megabase.cli.main import VERBS, main
+from megabase.cli.parser import build_parser
 
 _SUBVERBS = ["genome build", "genome info", "genome verify"]
 
@@ -34,13 +33,9 @@ def test_the_parser_takes_the_examples(
     monkeypatch.chdir(str(tmp_path))
     with open("recipe.yaml", "w") as recipe:
         recipe.write("output: runs/mine\ndata: {genome: hg38.mb}\n")
-    module = importlib.import_module(f"megabase.cli.verbs.{VERBS[verb][0]}")
-    command = module.VERBS[verb]
+    parser, command = build_parser(verb, f"megabase.cli.verbs.{VERBS[verb][0]}")
     assert command.examples
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     for example in command.examples:
         program, name, *arguments = shlex.split(example)
         assert (program, name) == ("megabase", verb)
-        parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-        command.add_arguments(parser)
         parser.parse_args(arguments)

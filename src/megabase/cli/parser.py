@@ -180,6 +180,8 @@ class VerbParser(ArgumentParser):
             if names and "rguments" not in match[0]:
                 plain = [name for name in switches if "." not in name]
                 return f"there is no field {full!r}{_nearest(full, [*names, *plain])}"
+            if full in switches:
+                return f"--{full} has to stand before the name of the action, or is not for it"
             near = _nearest(full, switches, "--")
             return f"there is no option --{full}{near or f'; {help_hint}'}"
         if match := re.search(r"unrecognized arguments?: (.+)", text):

@@ -56,8 +56,8 @@ def publish(
     """Write the folder that is sent to the Hub: model, records and ``README.md``.
 
     `run` is a folder of pretraining or fine-tuning, `name` ``owner/name`` on the Hub, `license` an
-    SPDX name; `overwrite` replaces a folder of an earlier call. A RunError or ModelError when there
-    is no finished model in the run, or its folder does not load in a new process.
+    SPDX name; `overwrite` replaces a folder of an earlier call. A RunError or ModelError
+    where the run lacks a finished model, or its folder does not load in a new process.
     """
     if name.count("/") != 1 or not all(name.split("/")):
         raise ConfigError(f"a model on the Hub is named owner/name; found {name!r}")
