@@ -139,6 +139,11 @@ def _short_taps(short: nn.Conv1d, device: torch.device) -> tuple[Tensor, Tensor]
     return taps_PK.t()[:, None].contiguous(), bias_P
 
 
+def _place(weight: Tensor) -> torch.device:
+    """Give where numbers of steps are kept: beside a weight, unless that is offloaded."""
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
 class _AttentionSteps:
     """Causal self-attention with the keys and values of all positions so far, `length` at most."""
 
@@ -146,7 +151,7 @@ class _AttentionSteps:
         if not attention.causal:
             raise MegabaseError("bidirectional attention has no steps: it reads ahead")
         self.attention, self.length = attention, length
-        self._places_L = torch.arange(length, device=attention.Wqkv.weight.device)
+        self._places_L = torch.arange(length, device=_place(attention.Wqkv.weight))
         self.reset(1)
 
     def reset(self, batch: int) -> None:
@@ -167,7 +172,7 @@ class _AttentionSteps:
         qkv = self.attention.Wqkv(x_BD).unflatten(-1, (3, self.attention.num_heads, 1, -1))
         q_BN1H, *new_2BN1H = qkv.unbind(1)
         kept_2BNLH.index_copy_(3, at.position, torch.stack(new_2BN1H))
-        seen_11L = (self._places_L <= at.position)[None, None]
+        seen_11L = (self._places_L.to(x_BD.device) <= at.position)[None, None]
         y = F.scaled_dot_product_attention(q_BN1H, *kept_2BNLH.unbind(0), attn_mask=seen_11L)
         return self.attention.out_proj(y.flatten(1))
 
@@ -235,7 +240,7 @@ class BackboneSteps:
         self._norm = function_of(backbone.ln_f, table.device)
         self._fixed, self._start = backend.fixed_steps(), 0
         self._told = self._fixed or backbone.embeddings.position_embeddings is not None
-        self._position_1 = torch.zeros(1, dtype=torch.long, device=table.device)
+        self._position_1 = torch.zeros(1, dtype=torch.long, device=_place(table))
 
     def reset(self, batch: int) -> None:
         """Forget everything read; expect `batch` sequences."""
@@ -256,10 +261,11 @@ class BackboneSteps:
     def step(self, ids_B: Tensor) -> Tensor:
         """Read one token of every sequence, before :meth:`go_on`; give its final vector."""
         at, residual = None, self._tokens(ids_B)
+        position_1 = self._position_1.to(ids_B.device)  # elsewhere only where weights are offloaded
         if self._fixed:
-            at = _At(self._position_1, (self._position_1 - self._start) % _BLOCK)
+            at = _At(position_1, (position_1 - self._start) % _BLOCK)
         if (positions := self.backbone.embeddings.position_embeddings) is not None:
-            residual = residual + positions(self._position_1)
+            residual = residual + positions(position_1)
         residual = residual.to(self._wide)
         for block in self.blocks:
             residual = block.step(residual, at)
