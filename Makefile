@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Freed blocks stay with the process: page faults otherwise cost as much as the arithmetic.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: demo test test-slow sanitize install lint docs clean
+.PHONY: demo test test-slow sanitize install lint docs notebooks clean
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,10 @@ sanitize: $(VENV)/.test
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 GLIBC_TUNABLES= PYTHONPATH=$(SANITIZED) \
 	  $(BIN)/python -m pytest tests/ops $(PYTEST)
+
+# Run the notebooks of the documentation anew; their outputs are kept in them.
+notebooks: $(VENV)/.test
+	$(BIN)/python tools/notebooks.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
