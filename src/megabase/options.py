@@ -61,7 +61,7 @@ class VariantScoring(RunOptions, total=False):
     window: int | None
     """Bases of the window of an allele (default: up to 1,024)."""
     methods: Sequence[str] | None
-    """llr_window, llr_after, llr_site, masked, each with abs_ before it too; cosine, l2,
+    """llr_window, llr_after, llr_site, masked, each as abs_llr_window too; cosine, l2,
     cosine_flat, l2_flat, jsd (default: the first three; masked for a masked model); track_delta,
     track_lfc of a model of tracks (its default)."""
     strands: Literal["forward", "reverse", "both"]
