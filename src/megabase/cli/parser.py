@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import io
@@ -248,10 +249,8 @@ class VerbParser(ArgumentParser):
 
     def add_keywords(self, kind: Any, skip: str = "", group: Any = None) -> None:
         """Add a flag for each keyword of a class of :mod:`megabase.options`, its text as help."""
-        from docstring_parser import parse_from_object
-
         hints = typing.get_type_hints(kind)
-        for keyword in parse_from_object(kind).params:
+        for keyword in _texts(kind):
             hint = hints[keyword.arg_name]
             union = typing.get_origin(hint) in (UnionType, typing.Union)
             first: Any = typing.get_args(hint)[0] if union else hint
@@ -409,6 +408,17 @@ def _nearest(found: str, names: list[str], dashes: str = "") -> str:
         near = difflib.get_close_matches(last, ends, n=1, cutoff=0.6)
         near = [ends[near[0]]] if near else inside[:1]
     return f"; did you mean {dashes + near[0]!r}?" if near else ""
+
+
+@functools.cache
+def _texts(kind: Any) -> list[Any]:
+    """Give the keywords of a class of :mod:`megabase.options` and their texts, from its source."""
+    from docstring_parser import parse_from_object
+
+    found = parse_from_object(kind).params
+    if not found:
+        raise InputError(f"{inspect.getfile(kind)} cannot be read; flags come from its source")
+    return found
 
 
 def build_parser(name: str, module: str) -> tuple[VerbParser, Verb]:
