@@ -180,6 +180,7 @@ const Table& portable_table();
 const Table& avx2_table();
 const Table& avx512_table();
 const Table& avx512bf16_table();
+const Table& amx_table();
 #endif
 
 }  // namespace megabase

@@ -3,6 +3,11 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#if defined(MB_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <atomic>
 #include <optional>
@@ -21,6 +26,18 @@ namespace {
 
 const Table* chosen = nullptr;
 
+#if defined(MB_AMX)
+// Whether the processor has the matrix unit and Linux lets this process use it: its state is large,
+// so it has to be asked for.
+bool matrix_unit() {
+    unsigned a, b, c, d;
+    constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (BF16 | TILE)) != (BF16 | TILE)) return false;
+    constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#endif
+
 bool runs_here(const std::string& name) {
     if (name == "portable") return true;
 #if defined(MB_X86)
@@ -34,6 +51,9 @@ bool runs_here(const std::string& name) {
 #if defined(MB_BF16)
     if (name == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
+#if defined(MB_AMX)
+    if (name == "amx") return avx512 && __builtin_cpu_supports("avx512bf16") && matrix_unit();
+#endif
 #endif
     return false;
 }
@@ -45,6 +65,9 @@ const Table& table_named(const std::string& name) {
 #if defined(MB_BF16)
     if (name == "avx512bf16") return avx512bf16_table();
 #endif
+#if defined(MB_AMX)
+    if (name == "amx") return amx_table();
+#endif
     if (name == "avx512") return avx512_table();
     if (name == "avx2") return avx2_table();
 #endif
@@ -55,7 +78,7 @@ const Table& table_named(const std::string& name) {
 
 const Table& table() {
     if (!chosen) {
-        for (const char* name : {"avx512bf16", "avx512", "avx2", "portable"})
+        for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "portable"})
             if (runs_here(name)) {
                 chosen = &table_named(name);
                 break;

@@ -57,7 +57,7 @@ template <class T>
 struct Full {
     using Number = T;
     using Element = T;
-    static int64_t depth(int64_t k) { return k; }
+    static constexpr int64_t depth(int64_t k) { return k; }
     MB_INLINE static Vec<T> one(const T* from) { return all<T>(*from); }
     MB_INLINE static Vec<T> row(const T* from) { return load<T>(from); }
     MB_INLINE static void add(Vec<T>& total, Vec<T> one, Vec<T> row) { total += one * row; }
@@ -79,7 +79,7 @@ struct Full {
 struct Half {
     using Number = float;
     using Element = uint32_t;
-    static int64_t depth(int64_t k) { return (k + 1) / 2; }
+    static constexpr int64_t depth(int64_t k) { return (k + 1) / 2; }
     MB_INLINE static __m512i one(const uint32_t* from) { return _mm512_set1_epi32(int(*from)); }
     MB_INLINE static __m512i row(const uint32_t* from) { return _mm512_loadu_si512(from); }
     MB_INLINE static void add(Vec<float>& total, __m512i one, __m512i row) {
@@ -197,6 +197,105 @@ void multiply_rows(
         multiply_tile<P, ROWS, true>(a, b, b_row, c, c_row, depth, from_target, bias, columns);
 }
 
+#if defined(__AMX_BF16__)
+// A tile of the matrix unit: 16 rows of 16 numbers, or of 16 pairs of bfloat16.
+constexpr int64_t UNIT = 16;
+constexpr int64_t MOST_TURNED = 96;  // pairs of a left factor that is turned: those of a block of 192 rows
+
+// Sixteen rows of the left factor whose elements lie along the columns, turned into rows.
+inline void turn_left(Left<uint32_t> a, int64_t depth, uint32_t* to) {
+    for (int64_t k = 0; k < depth; k += UNIT) {
+        __m512i rows[16], next[16];
+        for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(a.data + (k + i) * a.column);
+        for (int i = 0; i < 16; i += 2) {
+            next[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+            next[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4)
+            for (int j = 0; j < 2; ++j) {
+                rows[i + 2 * j] = _mm512_unpacklo_epi64(next[i + j], next[i + 2 + j]);
+                rows[i + 2 * j + 1] = _mm512_unpackhi_epi64(next[i + j], next[i + 2 + j]);
+            }
+        // Quarter q of rows[4 g + j] holds elements 4 g to 4 g + 3 of row 4 q + j.
+        for (int j = 0; j < 4; ++j) {
+            const __m512i low0 = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0x88);
+            const __m512i high0 = _mm512_shuffle_i32x4(rows[j], rows[4 + j], 0xdd);
+            const __m512i low1 = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0x88);
+            const __m512i high1 = _mm512_shuffle_i32x4(rows[8 + j], rows[12 + j], 0xdd);
+            _mm512_storeu_si512(to + j * depth + k, _mm512_shuffle_i32x4(low0, low1, 0x88));
+            _mm512_storeu_si512(to + (8 + j) * depth + k, _mm512_shuffle_i32x4(low0, low1, 0xdd));
+            _mm512_storeu_si512(to + (4 + j) * depth + k, _mm512_shuffle_i32x4(high0, high1, 0x88));
+            _mm512_storeu_si512(to + (12 + j) * depth + k, _mm512_shuffle_i32x4(high0, high1, 0xdd));
+        }
+    }
+}
+
+// The product in the matrix unit, for whole tiles only: gives how many rows it has done. Sums are in
+// float, two chains for each number.
+inline int64_t multiply_in_tiles(
+    int64_t rows, int64_t columns, int64_t depth, Left<uint32_t> a, Right<uint32_t> b, float* c,
+    int64_t c_row, Begin<float> begin
+) {
+    constexpr int64_t WIDE = PANEL<float>;
+    const bool turned = a.column != 1;
+    if (columns % WIDE || depth % UNIT || (turned && depth > MOST_TURNED)) return 0;
+    const int64_t whole = rows / (2 * UNIT) * (2 * UNIT);
+    if (!whole) return 0;
+    alignas(64) uint8_t shape[64] = {1};
+    for (int tile = 0; tile < 8; ++tile) shape[16 + 2 * tile] = 64, shape[48 + tile] = UNIT;
+    _tile_loadconfig(shape);
+    alignas(64) uint32_t left[2 * UNIT * MOST_TURNED];
+    for (int64_t m = 0; m < whole; m += 2 * UNIT) {
+        Left<uint32_t> part{a.data + m * a.row, a.row, 1};
+        if (turned) {
+            turn_left({part.data, 1, a.column}, depth, left);
+            turn_left({part.data + UNIT, 1, a.column}, depth, left + UNIT * depth);
+            part = {left, depth, 1};
+        }
+        asm volatile("" ::: "memory");  // the compiler is not told that tiles are read from memory
+        const size_t a_stride = size_t(part.row) * 4, b_stride = size_t(b.row) * 4;
+        const uint32_t* below = part.data + UNIT * part.row;
+        for (int64_t n = 0; n < columns; n += 2 * UNIT) {
+            const uint32_t* from = b.data + n / WIDE * b.panel + n % WIDE;
+            float* const to = c + m * c_row + n;
+            const size_t c_stride = size_t(c_row) * 4;
+            if (begin.from_target) {
+                _tile_loadd(0, to, c_stride);
+                _tile_loadd(1, to + UNIT, c_stride);
+                _tile_loadd(2, to + UNIT * c_row, c_stride);
+                _tile_loadd(3, to + UNIT * c_row + UNIT, c_stride);
+            } else if (begin.bias) {
+                _tile_loadd(0, begin.bias + n, 0);
+                _tile_loadd(1, begin.bias + n + UNIT, 0);
+                _tile_loadd(2, begin.bias + n, 0);
+                _tile_loadd(3, begin.bias + n + UNIT, 0);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int64_t k = 0; k < depth; k += UNIT) {
+                _tile_loadd(4, part.data + k, a_stride);
+                _tile_loadd(6, from + k * b.row, b_stride);
+                _tile_loadd(7, from + k * b.row + UNIT, b_stride);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, below + k, a_stride);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, to, c_stride);
+            _tile_stored(1, to + UNIT, c_stride);
+            _tile_stored(2, to + UNIT * c_row, c_stride);
+            _tile_stored(3, to + UNIT * c_row + UNIT, c_stride);
+        }
+    }
+    _tile_release();
+    return whole;
+}
+#endif
+
 // C (rows x columns) = or += A (rows x depth) B (depth x columns).
 template <class P>
 void multiply(
@@ -206,11 +305,16 @@ void multiply(
 ) {
     constexpr int64_t WIDE = PANEL<typename P::Number>;
     depth = P::depth(depth);
+    int64_t done = 0;
+#if defined(__AMX_BF16__)
+    if constexpr (sizeof(typename P::Number) == 4 && P::depth(2) == 1)
+        done = multiply_in_tiles(rows, columns, depth, a, b, c, c_row, begin);
+#endif
     for (int64_t j = 0; j * WIDE < columns; ++j) {
         const typename P::Element* panel = b.data + j * b.panel;
         const typename P::Number* bias = begin.bias ? begin.bias + j * WIDE : nullptr;
         const int64_t left = columns - j * WIDE;
-        for (int64_t m = 0; m < rows; m += TILE) {
+        for (int64_t m = done; m < rows; m += TILE) {
             const Left<typename P::Element> part{a.data + m * a.row, a.row, a.column};
             typename P::Number* to = c + m * c_row + j * WIDE;
 #define MB_ROWS(R) multiply_rows<P, R>(part, panel, b.row, to, c_row, depth, begin.from_target, bias, left)

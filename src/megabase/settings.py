@@ -201,8 +201,11 @@ class Stage(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Settings):
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: matrices of the layers by orthogonalized momentum, the rest by AdamW, both
+    with the rate of AdamW."""
     lr: float = 6e-4
     """Highest learning rate."""
     weight_decay: float = 0.1
@@ -243,6 +246,11 @@ class OptimConfig(Settings):
     def _problems(self) -> Iterator[str]:
         if not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas are {self.betas}; each must lie in 0 to 1, 1 excluded"
+
+    def __str__(self) -> str:
+        """Name the optimizer with its rate and decay, as the lines about a run do."""
+        name = {"adamw": "AdamW", "muon": "Muon and AdamW"}[self.name]
+        return f"{name}, lr {self.lr:g} ({self.schedule}), weight decay {self.weight_decay:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,6 +417,8 @@ class TrainConfig(BudgetConfig, RunConfig):
     def _problems(self) -> Iterator[str]:
         if self.compile and self.devices.context_parallel > 1:
             yield "compile and devices.context_parallel are both set; they exclude each other"
+        if self.optim.name == "muon" and self.devices.strategy == "fsdp":
+            yield "optim.name muon needs whole matrices, which fsdp cuts; take devices.strategy ddp"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(holder, name, _poisoned(getattr(holder, name)))
 
 
-@pytest.fixture(params=["plain", "fast", "avx512bf16", "avx512", "avx2", "portable"])
+@pytest.fixture(params=["plain", "fast", "amx", "avx512bf16", "avx512", "avx2", "portable"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test on the paths in torch, and on the kernels of every instruction set that runs."""
     if request.param in ("plain", "fast"):

@@ -15,7 +15,7 @@ import torch
 from megabase.errors import RunError
 from megabase.training import checkpoint
 from megabase.training.checkpoint import Checkpoints
-from megabase.training.engine import _build_optimizer as build_optimizer
+from megabase.training.optimizer import build_optimizer
 
 
 def test_tied_and_plain_state_survive(toy: ModuleType, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ MAX_TAPS = 8
 MAX_LAYERS = 8
 """Most layers of sines of the implicit filter."""
 
-INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("amx", "avx512bf16", "avx512", "avx2", "portable")
 """What the kernels are compiled for, fastest first."""
 
 ENVIRONMENT_VARIABLE = "MEGABASE_KERNELS_ISA"

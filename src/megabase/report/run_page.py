@@ -399,8 +399,8 @@ def _settings_section(run: _RunRecord) -> str:
         "parameters": f"{run.parameters:,}",
         "checkpoint": run.checkpoint,
         "steps": f"{last['step']:,} of {batch}",
-        "optimizer": f"AdamW, learning rate {optim.get('lr', 0):g} ({optim.get('schedule')}), "
-        f"weight decay {optim.get('weight_decay', 0):g}",
+        "optimizer": f"{optim.get('name', 'adamw')}, learning rate {optim.get('lr', 0):g} "
+        f"({optim.get('schedule')}), weight decay {optim.get('weight_decay', 0):g}",
         "precision": str(config.get("precision", "")),
         "seed": str(config.get("seed", "")),
         "time": f"{duration(last['seconds'])} of training steps, "

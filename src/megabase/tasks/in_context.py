@@ -141,12 +141,11 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
         f"{length:,} tokens a sequence, {tokens:,} in all",
         *split_lines(splits),
     ]
-    trains, optim = config.tune != "none", config.optim
+    trains = config.tune != "none"
     if trains:
         lines.append(
             f"budget      {schedule.total_steps:,} steps of "
-            f"{schedule.at(0).global_batch} queries out of {len(batches):,}; AdamW, "
-            f"lr {optim.lr:g} ({optim.schedule}), weight decay {optim.weight_decay:g}"
+            f"{schedule.at(0).global_batch} queries out of {len(batches):,}; {settings.optim}"
         )
     return Plan(
         settings=settings, family=family.name, model=asked, batches=batches,

@@ -112,7 +112,7 @@ class LabeledRun:
         double = bool(getattr(model.config, "double_sigmoid", False))
         sets = self._batches()
         settings = self._resolved()
-        schedule, optim = lay_out(settings, fabric, sets["train"]), settings.optim
+        schedule = lay_out(settings, fabric, sets["train"])
         if config.predictions:
             _check_predictions(splits, schedule.world)
         beyond = int((self.rows["train", False].lengths > settings.longest).sum())
@@ -130,8 +130,7 @@ class LabeledRun:
             lines += [
                 f"budget      {schedule.total_steps:,} steps of {schedule.at(0).global_batch} "
                 "sequences",
-                f"optimizer   AdamW, lr {optim.lr:g} ({optim.schedule}), "
-                f"weight decay {optim.weight_decay:g}, precision {settings.precision}",
+                f"optimizer   {settings.optim}, precision {settings.precision}",
             ]
         else:
             lines.append("budget      nothing to train: the frozen model is measured as it is")

@@ -297,12 +297,10 @@ def _schedule_lines(settings: TrainConfig, schedule: LengthSchedule) -> list[str
             f"({schedule.world} x {-(-share // point.micro_batch)} micro-batches of "
             f"{min(point.micro_batch, share)}{among})"
         )
-    optim = settings.optim
     return [
         *lines,
         f"budget      {schedule.total_steps:,} steps, {schedule.total_tokens:,} tokens",
-        f"optimizer   AdamW, lr {optim.lr:g} ({optim.schedule}), "
-        f"weight decay {optim.weight_decay:g}, precision {settings.precision}",
+        f"optimizer   {settings.optim}, precision {settings.precision}",
     ]
 
 

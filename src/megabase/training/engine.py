@@ -41,6 +41,7 @@ from megabase.settings import OptimConfig, TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity
+from megabase.training.optimizer import build_optimizer
 from megabase.training.process import stop_signals
 from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 
@@ -190,28 +191,8 @@ def _set_up(
     model = fabric.setup_module(inner)
     # A fused optimizer wants scaled gradients, and clipping wants them as they are.
     fused = config.precision != "fp16-mixed"
-    optimizer: Any = fabric.setup_optimizers(_build_optimizer(module, config.optim, fused))
+    optimizer: Any = fabric.setup_optimizers(build_optimizer(module, config.optim, fused))
     return model, optimizer
-
-
-def _build_optimizer(
-    module: nn.Module, config: OptimConfig, fused: bool = True
-) -> torch.optim.AdamW:
-    """Build AdamW, `fused` where possible, over the parameter groups that the module wants."""
-    describe: Any = getattr(module, "parameter_groups", None)
-    groups: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
-    if callable(describe):
-        keys = ("params", "lr", "weight_decay")
-        found: Any = describe(config.lr, config.weight_decay)
-        groups = [{key: group[key] for key in keys if key in group} for group in found]
-    groups = [group for group in groups if group["params"]]
-    for group in groups:  # what _set_lr scales
-        group["base_lr"] = group.get("lr", config.lr)
-    kinds = {p.device.type for group in groups for p in group["params"]}
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps,
-        weight_decay=config.weight_decay, fused=fused and kinds <= {"cpu", "cuda", "mps"},
-    )  # fmt: skip
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig, total: int) -> float:
