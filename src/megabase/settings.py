@@ -112,12 +112,9 @@ class Settings:
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}expected fields of {cls.__name__}, found {shown(values)}")
         hints = typing.get_type_hints(cls)
-        known = {each.name: each for each in fields(cls) if each.init}
         for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"; did you mean {group}{near[0]}?" if near else ""
-                raise ConfigError(f"{where}there is no field {group}{name}{hint}")
+            cls._require_field(str(name), where, group)
+        known = {each.name: each for each in fields(cls) if each.init}
         lacking = [
             f"{group}{name}"
             for name, each in known.items()
@@ -131,6 +128,23 @@ class Settings:
             for name, value in values.items()
         }
         return cls(**made) if base is None else replace(base, **made)
+
+    @classmethod
+    def check_field(cls, name: str, where: str = "", group: str = "") -> None:
+        """Refuse the dotted name of a field that does not exist; messages are as of :meth:`of`."""
+        first, _, below = name.partition(".")
+        cls._require_field(first, where, group)
+        kind = typing.get_type_hints(cls)[first]
+        if below and isinstance(kind, type) and issubclass(kind, Settings):
+            kind.check_field(below, where, f"{group}{first}.")
+
+    @classmethod
+    def _require_field(cls, name: str, where: str, group: str) -> None:
+        known = [each.name for each in fields(cls) if each.init]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {group}{near[0]}?" if near else ""
+            raise ConfigError(f"{where}there is no field {group}{name}{hint}")
 
     def with_values(self, values: Mapping[str, Any], where: str = "") -> Self:
         """Change fields by dotted name (``optim.lr``, ``overrides.n_layer``), all at once."""

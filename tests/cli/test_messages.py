@@ -49,6 +49,10 @@ def error_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("genome foo", "there is no 'foo'; one of build, info, verify"),
         ("pretrain", "--output and --data.genome are missing (as flags or in the recipe"),
         ("finetune default", "--output and --train are missing"),
+        (  # and not that the run has no end, which the values may give
+            'pretrain --data.genome g.mb -o r --sweep {"optim.lrr":[1e-3]}',
+            "sweep: there is no field optim.lrr; did you mean optim.lr?",
+        ),
         ("benchmark", "SUITE and --output are missing"),
         ("score default f --genome", "--genome needs a value"),
         ("score default f -o x --window q", "--window: expected a whole number, found 'q'"),

@@ -123,6 +123,12 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     foreign = run(Squares(power=3), tmp_path / "cubes.tsv", workers=1, shard="2/2")
     with pytest.raises(OutputError, match=r"of another run .*power: 2 then, 3 now"):
         gather_shards([one, foreign], target)
+    elsewhere = shutil.copytree(two, tmp_path / "elsewhere")
+    manifest = (elsewhere / "manifest.json").read_text()
+    assert '"device": "cpu"' in manifest
+    (elsewhere / "manifest.json").write_text(manifest.replace('"cpu"', '"cuda"'))
+    with pytest.raises(OutputError, match=r"of another run .*device: 'cpu' then, 'cuda' now"):
+        gather_shards([one, elsewhere], target)
     third = run(Squares(), tmp_path / "thirds.tsv", workers=1, shard="2/3")
     with pytest.raises(OutputError, match=r"of another run .*other count"):
         gather_shards([one, third], target)

@@ -216,7 +216,7 @@ def _begun(
     folder = PartFolder.open(
         output, provenance, work.suffix,
         resume=running.get("resume", False), overwrite=running.get("overwrite", False),
-        shard=Shard.parse(running.get("shard")),
+        shard=Shard.parse(running.get("shard")), device=choose_device(running.get("device")).type,
     )  # fmt: skip
     lasts = not is_stream(output)
     try:

@@ -144,13 +144,13 @@ class PartFolder:
     @classmethod
     def open(
         cls, target: Path, provenance: Provenance, suffix: str, *, resume: bool = False,
-        overwrite: bool = False, shard: Shard = _WHOLE,
+        overwrite: bool = False, shard: Shard = _WHOLE, device: str | None = None,
     ) -> PartFolder:  # fmt: skip
         """Begin an output, or resume an interrupted one; :meth:`release` it at the end.
 
-        An interrupted run is resumed only with equal provenance. OutputError when the output exists
-        or is being made by another process, or when an interrupted run left parts and neither
-        `resume` nor `overwrite` is on.
+        An interrupted run is resumed only with equal provenance and kind of `device` (None where
+        nothing is computed). OutputError when the output exists or is being made by another
+        process, or when an interrupted run left parts and neither `resume` nor `overwrite` is on.
         """
         refuse_existing(target, overwrite, shard, resume)
         stream = files.is_stream(target)
@@ -160,7 +160,7 @@ class PartFolder:
         folder = cls(target, suffix, place)
         try:
             folder._lock.acquire()
-            folder._begin(provenance, resume, overwrite)
+            folder._begin(_record(provenance, device), resume, overwrite)
         except BaseException:
             if folder.created:
                 folder.discard()
@@ -170,7 +170,7 @@ class PartFolder:
             raise
         return folder
 
-    def _begin(self, provenance: Provenance, resume: bool, overwrite: bool) -> None:
+    def _begin(self, record: dict[str, Any], resume: bool, overwrite: bool) -> None:
         """Write the manifest, or compare with that of the interrupted run."""
         _check(self.target, overwrite)  # another process may just have finished it
         self.refuse_finished(overwrite or resume)
@@ -179,8 +179,10 @@ class PartFolder:
             if resume:
                 from megabase.training.run_folder import differences
 
-                wrong = differences(read_json(manifest, OutputError), _record(provenance))
-                if found := [*wrong.values()]:
+                held = read_json(manifest, OutputError)
+                if "device" not in held:  # gathered shards: nothing is left to compute
+                    record.pop("device", None)
+                if found := [*differences(held, record).values()]:
                     more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
                     raise OutputError(
                         f"{self.path} belongs to a run with other options or inputs "
@@ -198,7 +200,7 @@ class PartFolder:
         self._clear()
         self.created = True
         with files.writing(self.target):
-            files.write_json(manifest, _record(provenance))
+            files.write_json(manifest, record)
 
     def _clear(self) -> None:
         """Empty the folder, but for the lock."""
@@ -289,11 +291,12 @@ class PartFolder:
         self._lock.release()
 
 
-def _record(provenance: Provenance) -> dict[str, Any]:
-    """Give what parts have to share: backends round differently, so theirs is in it too."""
+def _record(provenance: Provenance, device: str | None) -> dict[str, Any]:
+    """Give what parts have to share: backends and devices round differently, so they are in it."""
     from megabase.ops import backend
 
-    return {**json.loads(provenance.to_json()), "backend": backend.active()}
+    where = {"backend": backend.active()} | ({} if device is None else {"device": device})
+    return {**json.loads(provenance.to_json()), **where}
 
 
 def gather_shards(
@@ -334,7 +337,7 @@ def gather_shards(
     missing = [str(i + 1) for i in range(first.get("count", 0)) if i not in found]
     if missing:
         raise OutputError(f"shard {', '.join(missing)} of {first['count']} is missing")
-    made = {k: v for k, v in first["manifest"].items() if k != "backend"}
+    made = {k: v for k, v in first["manifest"].items() if k not in ("backend", "device")}
     # What a killed merge left is made good.
     folder = PartFolder.open(target, Provenance(**made), "", resume=True, overwrite=overwrite)
     try:

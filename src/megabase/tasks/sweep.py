@@ -126,7 +126,9 @@ def _combinations(
             raise ConfigError(f"sweep: {name} is not for values: the sweep itself fills it in")
         if isinstance(tried, Mapping) and draws is not None:
             _draw(name, tried, np.random.default_rng(0))
-        elif not isinstance(tried, list | tuple) or not tried:
+        elif isinstance(tried, list | tuple) and not tried:
+            raise ConfigError(f"sweep: {name} has no values; give at least one")
+        elif not isinstance(tried, list | tuple):
             raise ConfigError(
                 f"sweep: {name} is {shown(tried)}; expected a list of values of a field, such as "
                 "optim.lr: [1e-3, 6e-4] (a range, {low: 1e-4, high: 1e-2}, is for draws)"

@@ -51,6 +51,8 @@ def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config
     """Give the settings of a run, checked, and prepare the process for training."""
     from megabase.training.process import keep_freed_memory
 
+    for name in args.get("sweep") or ():
+        config.check_field(name, "sweep: ")
     settings = settings_of(config, args, **changes)
     if args.get("picture"):  # fails here where the picture would fail after the training
         from megabase.genome.interval import Interval
