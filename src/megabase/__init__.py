@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from megabase.genome.interval import Interval as Interval
     from megabase.genome.interval import Variant as Variant
     from megabase.genome.store import Genome as Genome
-    from megabase.inference.motifs.effects import Effect as Effect
-    from megabase.inference.motifs.seqlets import find_seqlets as find_seqlets
-    from megabase.inference.motifs.seqlets import read_motifs as read_motifs
+    from megabase.inference.motifs import Effect as Effect
+    from megabase.inference.motifs import find_seqlets as find_seqlets
+    from megabase.inference.motifs import read_motifs as read_motifs
     from megabase.inference.parts import gather_shards as gather_shards
     from megabase.inference.variants.scorer import rank_mean as rank_mean
     from megabase.models.decoder import register_mixer as register_mixer
@@ -63,8 +63,7 @@ _HOME = {
     "errors": ("MegabaseError",),
     "genome.interval": ("Interval", "Variant"),
     "genome.store": ("Genome",),
-    "inference.motifs.effects": ("Effect",),
-    "inference.motifs.seqlets": ("find_seqlets", "read_motifs"),
+    "inference.motifs": ("Effect", "find_seqlets", "read_motifs"),
     "inference.parts": ("gather_shards",),
     "inference.variants.scorer": ("rank_mean",),
     "models.decoder": ("register_mixer",),

@@ -29,8 +29,7 @@ from megabase.inference.generation.generate import Generated, GenerateOptions, P
 from megabase.inference.generation.job import generate_file
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import split_options
-from megabase.inference.motifs.effects import Effect, ablate, marginalize
-from megabase.inference.motifs.seqlets import Matrix
+from megabase.inference.motifs import Effect, Matrix, ablate, marginalize
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file

@@ -96,7 +96,7 @@ def gff(path: Path) -> None:
 
 
 def meme(path: Path) -> None:
-    from megabase.inference.motifs.seqlets import read_motifs
+    from megabase.inference.motifs import read_motifs
 
     for matrix in read_motifs(path).values():
         assert matrix.shape == (len(matrix), 4)

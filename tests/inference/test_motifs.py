@@ -17,7 +17,7 @@ import megabase as mb
 from megabase.cli.main import main
 from megabase.errors import InputError, InputWarning
 from megabase.genome.alphabet import decode, encode, reverse_complement
-from megabase.inference.motifs.seqlets import find_seqlets
+from megabase.inference.motifs import find_seqlets
 from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer

@@ -221,7 +221,7 @@ def _attribute(args: Namespace) -> None:
     .bw is a track along the intervals of a BED file.
     """
     from megabase.inference.attribution import attribute_file
-    from megabase.inference.motifs.files import SeqletFiles
+    from megabase.inference.motifs import SeqletFiles
 
     if args.logo is not None:
         if not str(args.output).lower().endswith(".parquet"):
