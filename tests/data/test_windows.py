@@ -134,6 +134,27 @@ def test_random_windows_are_uniform_over_admissible_starts() -> None:
     assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
 
 
+def test_windows_of_heavier_regions_are_drawn_more_often() -> None:
+    regions = Regions.of([0, 1], [0, 50], [400, 250])
+    heavy, light = Regions.of([0], [100], [200]), Regions.of([0, 1], [150, 0], [180, 100])
+    source = RandomWindows(regions, seed=1, weights=[(heavy, 4.0), (light, 0.5)])
+    drawn = source.draw(0, np.arange(200_000), 9, 1)
+    assert regions.subtract(Regions.of(drawn.contig, drawn.start, drawn.start + 10)).total == 0
+    counts = np.zeros((2, 400))
+    np.add.at(counts, (drawn.contig, drawn.start), 1)
+    expected = np.zeros((2, 400))
+    expected[0, :391], expected[1, 50:241] = 1, 1
+    middle = np.arange(400) + 5
+    expected[0, (middle >= 100) & (middle < 200)] = 4
+    expected[0, (middle >= 150) & (middle < 180)] = 0.5
+    expected[1, (middle < 100) & (expected[1] > 0)] = 0.5
+    expected *= 200_000 / expected.sum()
+    assert (counts[expected == 0] == 0).all()
+    chi = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
+    degrees = (expected > 0).sum() - 1
+    assert abs(chi - degrees) < 5 * np.sqrt(2 * degrees)
+
+
 def test_strand_coin_has_its_probability() -> None:
     source = RandomWindows(REGIONS, seed=3, reverse_complement=0.25)
     share = source.draw(0, np.arange(40_000), 10).reverse.mean()

@@ -8,6 +8,7 @@ that stage. Coordinates are 0-based half-open. `length` counts the positions the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from megabase.genome.store import Genome
 _POSITION, _REVERSE, _ORDER, _SHIFT = range(4)  # part of a draw's key: purposes are independent
 _MASK_SEED = 0x6D61736B
 """ASCII "mask": sets the seeds of masked positions apart from the draws of the windows."""
+_WEIGHT_ONE = 1000  # weights are counted in thousandths: draws stay whole numbers
 _ATTEMPTS = 100  # draws of a window with few N; after a hundred, the regions hold next to none
 
 _Ints = npt.NDArray[np.int64]
@@ -84,12 +86,15 @@ class RandomWindows(WindowSource):
 
     A window with its extra bases lies within one region. There are no epochs. Windows of the
     `store` with a larger share of N than `max_n_fraction` are drawn again (with the number of the
-    attempt in the hash, so the result stays a pure function).
+    attempt in the hash, so the result stays a pure function). `weights` are classes of positions:
+    a window whose middle lies in one is drawn that many times as often (of several, the last
+    decides).
     """
 
     def __init__(
         self, regions: Regions, *, seed: int, reverse_complement: float = 0.0,
         max_n_fraction: float = 1.0, store: Genome | None = None,
+        weights: Sequence[tuple[Regions, float]] = (),
     ) -> None:  # fmt: skip
         super().__init__(seed, True, reverse_complement)
         if len(regions) == 0:
@@ -98,12 +103,36 @@ class RandomWindows(WindowSource):
                 "and excluded regions"
             )
         self.regions, self.store, self.max_n_fraction = regions, store, max_n_fraction
+        self.weights = weights
+        self._found: dict[int, tuple[Regions, _Ints]] = {}
+
+    def _starts(self, wanted: int) -> tuple[Regions, _Ints]:
+        """Give where windows may start, in pieces of one class each, and their weights."""
+        if wanted in self._found:
+            return self._found[wanted]
+        fits = self.regions.end - self.regions.start >= wanted
+        contig, start = self.regions.contig[fits], self.regions.start[fits]
+        rest = Regions.of(contig, start, self.regions.end[fits] - wanted + 1)
+        pieces, weights = [], []
+        for regions, weight in reversed(self.weights):
+            low, high = (np.maximum(at - wanted // 2, 0) for at in (regions.start, regions.end))
+            pieces.append(rest.intersect(Regions.of(regions.contig, low, high)))
+            weights.append(round(weight * _WEIGHT_ONE))
+            rest = rest.subtract(pieces[-1])
+        each = np.repeat([*weights, _WEIGHT_ONE], [*map(len, pieces), len(rest)])
+        joined = (
+            np.concatenate([getattr(one, name) for one in (*pieces, rest)])
+            for name in ("contig", "start", "end")
+        )
+        self._found[wanted] = Regions(*joined), each if weights else np.ones_like(each)
+        return self._found[wanted]
 
     def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
         wanted = length + extra
-        starts = np.maximum(self.regions.end - self.regions.start - wanted + 1, 0)
-        ends = np.cumsum(starts)
-        total = int(ends[-1])
+        starts, weights = self._starts(wanted)
+        counted = (starts.end - starts.start) * weights
+        ends = np.cumsum(counted)
+        total = int(ends[-1]) if ends.size else 0
         if total == 0:
             longest = f"the longest has {self.regions.longest:,}; use a shorter length"
             raise InputError(f"no allowed region holds a window of {wanted:,} bases: {longest}")
@@ -114,8 +143,9 @@ class RandomWindows(WindowSource):
             draws = Draws(self.seed, stream, _POSITION, attempt)
             place = draws.below(numbers[pending], total)
             region = np.searchsorted(ends, place, side="right")
-            contig[pending] = self.regions.contig[region]
-            start[pending] = self.regions.start[region] + place - (ends - starts)[region]
+            contig[pending] = starts.contig[region]
+            into = (place - (ends - counted)[region]) // weights[region]
+            start[pending] = starts.start[region] + into
             if self.max_n_fraction >= 1.0 or self.store is None:
                 break
             codes = self.store.fetch_many(contig[pending], start[pending], wanted)

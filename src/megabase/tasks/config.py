@@ -49,6 +49,9 @@ class DataConfig(Settings):
     """Regions held out for validation during training."""
     test: list[str] = field(default_factory=list)
     """Regions held out and never read by this command."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """How many times as often as elsewhere a random window is drawn whose middle lies in a region
+    or BED file, such as ``{exons.bed: 4, repeats.bed: 0.5}``; of several the last decides."""
     max_n_fraction: float = 0.1
     """Random windows with a larger share of N are drawn again."""
     reverse_complement: float = 0.5
@@ -81,6 +84,11 @@ class DataConfig(Settings):
                 f"data.windows is {self.windows} and data.intervals is {self.intervals}; "
                 "windows intervals needs a BED file, and only it takes one"
             )
+        if self.weights and self.windows != "random":
+            yield f"data.weights is for windows random; data.windows is {self.windows}"
+        for name, weight in self.weights.items():
+            if not 0.001 <= weight <= 1000:
+                yield f"data.weights gives {name} {weight}; a weight lies in 0.001 to 1000"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
-from megabase.data.regions import Regions, read_intervals, split_genome
+from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
 from megabase.data.windows import (
     GenomeWindows,
     IntervalWindows,
@@ -200,9 +200,11 @@ def _build_source(
     )  # fmt: skip
     common: dict[str, Any] = {"seed": seed, "reverse_complement": data.reverse_complement}
     if data.windows == "random":
+        weights = [(regions_of(store, [name]), one) for name, one in data.weights.items()]
         return split, RandomWindows(
-            split["train"], max_n_fraction=data.max_n_fraction, store=store, **common
-        )
+            split["train"], max_n_fraction=data.max_n_fraction, store=store, weights=weights,
+            **common,
+        )  # fmt: skip
     if data.windows == "tiled":
         return split, TiledWindows(split["train"], **common)
     path = data.intervals or ""
