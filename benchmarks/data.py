@@ -24,13 +24,13 @@ from benchmarks.harness import (
     proc_bytes,
     record,
 )
-from megabase.data.augment import codes_to_ids, reverse_complement_codes
-from megabase.data.loader import prefetched
 from megabase.data.regions import Regions
+from megabase.data.vocabulary import codes_to_ids, reverse_complement_codes
 from megabase.data.windows import GenomeWindows, RandomWindows
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import Genome
 from megabase.settings import Settings
+from megabase.training.evaluation import prefetched
 
 _BUSY = 0.02
 """Seconds that the loop which waits for batches is busy between two of them."""

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from benchmarks.harness import OtherWork, Say, proc_bytes, record, refuse_difference
-from megabase.data.augment import codes_to_ids
+from megabase.data.vocabulary import codes_to_ids
 from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, T
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
-from megabase.inference.variants.prescored.every_snv import _Options, _rows, _Scorer
+from megabase.inference.variants.every_snv import _Options, _rows, _Scorer
 from megabase.models.loading import inference_mode
 from megabase.ops import backend
 from megabase.settings import Settings

@@ -35,12 +35,12 @@ import torch
 
 from benchmarks.harness import OtherWork, Say, build_model, record, refuse_difference
 from benchmarks.plain import PlainHyenaDNA
-from megabase.data.augment import codes_to_ids
+from megabase.data.vocabulary import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
+from megabase.inference.variants.methods import AlleleWindows, Placement
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
-from megabase.inference.variants.windows import AlleleWindows, Placement
 from megabase.models.loading import Loaded
 from megabase.ops import backend
 from megabase.settings import Settings

@@ -33,7 +33,7 @@ from megabase.inference.motifs import Effect, Matrix, ablate, marginalize
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
-from megabase.inference.variants.prescored.every_snv import score_all
+from megabase.inference.variants.every_snv import score_all
 from megabase.inference.variants.random_variants import calibrate_variants
 from megabase.inference.variants.scorer import VariantScores, score_variants
 from megabase.inference.variants.vcf_file import score_variants_file

@@ -114,7 +114,7 @@ def test_a_missing_extra_is_named_before_the_work(
     monkeypatch.setitem(sys.modules, "logomaker", None)
     assert main(["attribute", "default", "s.fa", "-o", "o.parquet", "--logo", "l.svg"]) == 2
     assert "pip install 'megabase[plots]'" in capsys.readouterr().err
-    monkeypatch.setattr("megabase.report.embedding_plot.find_spec", lambda name: None)
+    monkeypatch.setattr("megabase.report.plots.find_spec", lambda name: None)
     assert (
         main(["embed", "default", "s.fa", "-o", "o.npz", "--plot", "m.svg", "--map", "tsne"]) == 2
     )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import reverse_complement_text
 
-from megabase.data.augment import (
+from megabase.data.vocabulary import (
     codes_to_ids,
     reverse_complement_codes,
 )

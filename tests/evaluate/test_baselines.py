@@ -5,7 +5,7 @@ import pytest
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.run import _check_overlap
-from megabase.benchmarking.suites.base import Task
+from megabase.benchmarking.suites import Task
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.evaluate.baselines import fit_baseline

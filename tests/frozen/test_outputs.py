@@ -72,7 +72,7 @@ SMALL_CHUNKS = {
     "inference.variants.vcf_file._CHUNK": 2,
     "inference.ism._CHUNK": 4,
     "inference.prediction_track._BLOCK": 300,
-    "inference.variants.prescored.every_snv._BLOCK": 100,
+    "inference.variants.every_snv._BLOCK": 100,
     "inference.variants.random_variants._CHUNK": 3,
     "data.sources._CHUNK_SEQUENCES": 2,
 }

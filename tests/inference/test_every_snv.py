@@ -19,8 +19,8 @@ import torch
 
 from megabase.errors import InputError
 from megabase.genome.store import Genome
-from megabase.inference.variants.prescored import table as score_table
-from megabase.inference.variants.prescored.every_snv import score_all
+from megabase.inference.variants import score_table
+from megabase.inference.variants.every_snv import score_all
 from megabase.inference.variants.scorer import score_variants
 from megabase.inference.variants.vcf_file import score_variants_file
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM

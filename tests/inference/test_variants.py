@@ -18,8 +18,8 @@ from megabase.genome.store import Genome
 from megabase.inference.scoring import STRANDS
 from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import METHODS as METHODS_OF
+from megabase.inference.variants.methods import PLACEMENTS, AlleleWindows
 from megabase.inference.variants.scorer import score_variants
-from megabase.inference.variants.windows import PLACEMENTS, AlleleWindows
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM

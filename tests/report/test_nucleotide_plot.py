@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from megabase.errors import OutputError, ReportError
-from megabase.report.nucleotide_plot import (
+from megabase.report.plots import (
     _draw_nucleotides,
     _read_predictions,
     save_nucleotide_plot,

@@ -15,8 +15,7 @@ pytest.importorskip("matplotlib")
 from drawn import Picture, pictures
 
 from megabase.report import benchmark_page, plots
-from megabase.report.embedding_plot import save_embedding_plot
-from megabase.report.nucleotide_plot import save_nucleotide_plot
+from megabase.report.plots import save_embedding_plot, save_nucleotide_plot
 from megabase.report.style import NARROW, WIDE, Size, as_svg
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from megabase.benchmarking.run import (
     _recipe_settings,
     _with_settings,
 )
-from megabase.benchmarking.suites.base import Task
+from megabase.benchmarking.suites import Task
 from megabase.benchmarking.suites.labeled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from megabase.data.augment import codes_to_ids
+from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import MegabaseError
 from megabase.genome.alphabet import decode
 from megabase.genome.store import Genome

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.suites.base import Task
+from megabase.benchmarking.suites import Task
 from megabase.data.labeled import LabeledSequences, members_by_class, published_split, split_rows
 from megabase.data.leaks import (
     count_leaks,

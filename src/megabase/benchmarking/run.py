@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.rows import Splitter, Unit
-from megabase.benchmarking.suites import SUITES
-from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, Task, choose_tasks
+from megabase.benchmarking.suites import RECORD_FORMAT, SUITES, Suite, Task, choose_tasks
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import ConfigError, InputError, RunError
 from megabase.evaluate import metrics

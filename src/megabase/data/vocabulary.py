@@ -1,15 +1,21 @@
-"""The published character vocabulary: token ids, complements, letters to ids.
+"""The published character vocabulary: token ids, complements, letters and base codes to ids.
 
 Token ids are those of the public HyenaDNA and Caduceus tokenizers. Models have 16 rows, so ids
 12-15 exist too; they are shown as ``[RESERVED_12]`` ... and are never produced by encoding.
+
+Base codes stay one byte a base until the last moment: strand and shift are taken on the device, and
+only then are they looked up as token ids (eight bytes a base).
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from megabase.errors import ModelError
+from megabase.genome import alphabet
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, TOKEN_ID_OF_CODE
 
 VOCABULARY: dict[str, int] = {
@@ -64,3 +70,31 @@ def text_to_ids(text: str, *, case_sensitive: bool = False) -> npt.NDArray[np.in
     table = letter_table(case_sensitive, "unk")
     ids = text.encode("latin-1", "replace").translate(table)
     return np.frombuffer(ids, dtype=np.uint8).astype(np.int64)
+
+
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give token ids, and complements, by base code."""
+    # The reverse complement of all codes in order is the complement table, read backwards.
+    other = alphabet.reverse_complement(np.arange(256, dtype=np.uint8))[::-1].copy()
+    tables = alphabet.TOKEN_ID_OF_CODE.astype(np.int64), other
+    return torch.from_numpy(tables[0]).to(device), torch.from_numpy(tables[1]).to(device)
+
+
+def _look_up(table: Tensor, codes: Tensor) -> Tensor:
+    # As an index, uint8 would mean a mask.
+    return table.index_select(0, codes.reshape(-1).int()).view(codes.shape)
+
+
+def codes_to_ids(codes: Tensor) -> Tensor:
+    """Look base codes, in either case, up as int64 ids: A 7, C 8, G 9, T 10, N 11, padding 4."""
+    return _look_up(_tables(codes.device)[0], codes)
+
+
+def reverse_complement_codes(codes: Tensor, reverse: Tensor) -> Tensor:
+    """Take the reverse complement of the rows of codes (n, length) marked by a bool (n,).
+
+    Padding is reversed with the rest, so it moves to the other end. The soft-mask bit stays with
+    its base.
+    """
+    flipped = _look_up(_tables(codes.device)[1], codes.flip(-1))
+    return torch.where(reverse[:, None], flipped, codes)

@@ -289,7 +289,7 @@ class GenomeWindows:
 
         ``codes`` uint8 (n, length + extra), forward strand, soft-mask bit kept, padding code
         outside the contig; ``reverse`` bool (n,), rows to read as their reverse complement (on the
-        device, by :func:`megabase.data.augment.reverse_complement_codes`); ``mask_seed`` int64
+        device, by :func:`megabase.data.vocabulary.reverse_complement_codes`); ``mask_seed`` int64
         (n,), random bits that belong to the sequence, for objectives that mask.
         """
         windows = self.source.draw(stream, indices, length, self.extra)

@@ -11,8 +11,8 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from megabase.data.augment import codes_to_ids
 from megabase.data.labeled import IGNORED, LabeledSequences
+from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.evaluate.sequences import plan_windows, run_batched

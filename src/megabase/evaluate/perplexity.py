@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from megabase import __version__
-from megabase.data.augment import codes_to_ids
 from megabase.data.regions import Intervals, Regions
+from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import look_up, predict_tokens
 from megabase.evaluate.markov import score_baselines

@@ -20,8 +20,8 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from megabase.data.augment import codes_to_ids
 from megabase.data.sources import Sequence, SequenceInput
+from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
 from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched

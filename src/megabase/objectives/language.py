@@ -9,9 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megabase.data.augment import codes_to_ids, reverse_complement_codes
 from megabase.data.hashing import FIRST, GOLDEN, SECOND
-from megabase.data.vocabulary import MASK_ID, N_ID, PAD_ID, SEP_ID, VOCABULARY_SIZE
+from megabase.data.vocabulary import (
+    MASK_ID,
+    N_ID,
+    PAD_ID,
+    SEP_ID,
+    VOCABULARY_SIZE,
+    codes_to_ids,
+    reverse_complement_codes,
+)
 from megabase.errors import InputError
 from megabase.genome import alphabet
 from megabase.objectives.base import Batch, Output, register_objective, score_targets

@@ -1,18 +1,22 @@
-"""Plots of a run and of an evaluation: of ``metrics.jsonl``, and of an evaluation's JSON."""
+"""Plots: of a run, of an evaluation, of the bases of a region, and a map of embeddings."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from megabase.errors import MissingDependencyError, ReportError
 from megabase.genome.files import write_whole
+from megabase.genome.interval import Interval
 from megabase.report.style import (
     LIGHT,
     LINE_STYLES,
@@ -20,17 +24,36 @@ from megabase.report.style import (
     Size,
     Theme,
     as_svg,
+    check_picture,
     padded,
+    picture,
+    position_ticks,
+    shortened,
     shown_name,
 )
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 _Values = npt.NDArray[np.float64]
 _Label = tuple[float, str, str]  # height in data, text, color
+_CLASS_COLORS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
+"""One for each class of bases; more classes begin again."""
+_MOST_POINTS = 4000  # points of a line: about four in each pixel of the picture
+_BAR = 0.09  # height of a bar of true classes, in units of probability
+_PREFIX = "p_"  # beginning of the columns with a class's probability
+MAPS = ("auto", "umap", "tsne", "pca")
+"""Methods of the map; auto takes the first that is installed."""
+_GROUP_COLORS = (
+    "#1a56c4", "#d9820b", "#2f9e44", "#c92a2a", "#7048a8", "#0f8b8d", "#b5588e", "#7a6a00",
+    "#5a6b7b", "#9c4a1a",
+)  # fmt: skip
+"""Ten that can be told apart on white, also side by side."""
+_MOST_MAPPED = 5_000  # points of a map: more cover one another, and t-SNE takes minutes
+_Vectors = npt.NDArray[np.floating[Any]]
 
 
 def save_plots(evaluation: Record, folder: Path) -> list[Path]:
@@ -283,3 +306,184 @@ def _label_right(axes: Axes, labels: Sequence[_Label], size: Size) -> None:
             text, (1.0, place / pixels), xycoords="axes fraction", xytext=(8, 0),
             textcoords="offset points", va="center", ha="left", color=color, linespacing=1.2,
         )  # fmt: skip
+
+
+def _read_predictions(path: Path, place: str) -> pl.DataFrame:
+    """Read the predicted bases of a contig or region (``chr1:1,001-2,000``), sorted by position."""
+    import polars as pl
+
+    if not path.is_file():
+        raise ReportError(f"there is no file {path}; a run writes it with predictions=True")
+    table = pl.scan_parquet(path)
+    where = Interval.parse(place) if ":" in place else None
+    chosen = table.filter(pl.col("contig") == (where.contig if where else place))
+    if where:
+        inside = pl.col("position").is_between(where.start, where.end, closed="left")
+        chosen = chosen.filter(inside)
+    chosen = chosen.collect()
+    if chosen.is_empty():
+        contigs = table.select("contig").unique().collect()["contig"].sort()
+        found = ", ".join(contigs[:5])
+        raise ReportError(f"{path} has no base of {place}; it has bases of {found}")
+    return chosen.sort("position")
+
+
+def _draw_nucleotides(table: pl.DataFrame, figure: Figure) -> None:
+    """Draw probabilities as lines, and the true classes as bars under them.
+
+    Of more bases than the picture has room for, means of equally many neighbors are drawn.
+    """
+    # The first class is the background: what is left when the others are drawn.
+    classes = [name[len(_PREFIX) :] for name in table.columns if name.startswith(_PREFIX)]
+    shown = list(enumerate(classes))[1:]
+    place = table["position"].to_numpy()
+    label = table["label"].to_numpy()
+    axes = figure.subplots()
+    for number, name in shown:
+        color = _CLASS_COLORS[(number - 1) % len(_CLASS_COLORS)]
+        _line(axes, place, table[f"{_PREFIX}{name}"].to_numpy(), color, f"probability of {name}")
+        # A bar over every run of adjacent bases of the class.
+        at = place[label == name]
+        runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else []
+        axes.broken_barh(
+            [(int(run[0]) + 0.5, len(run)) for run in runs], (-_BAR * (1.4 * number), _BAR),
+            facecolors=color, alpha=0.55, label=f"{name}: annotated", linewidth=0,
+        )  # fmt: skip
+    axes.set(ylim=(-_BAR * (1.4 * len(shown) + 0.4), 1.02), yticks=[0, 0.5, 1])
+    axes.axhline(0.5, color=LIGHT.faint, linewidth=1, zorder=0)
+    axes.axhline(0, color=LIGHT.muted, linewidth=0.6, zorder=0)
+    first, last = int(place[0]), int(place[-1]) + 1
+    axes.set_xlim(first + 0.5, last + 0.5)
+    position_ticks(axes, last, 0.9 * 72 * figure.get_figwidth())
+    where = Interval(table["contig"][0], first, last)
+    axes.set_xlabel(f"position on {where.contig}")
+    axes.set_title(str(where), loc="left")
+    axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def _line(axes: Axes, place: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
+    """Draw a line that breaks where positions are missing, of means where there are too many."""
+    step = -(-len(place) // _MOST_POINTS)
+    gaps = np.flatnonzero(np.diff(place) > 1) + 1
+    for i, part in enumerate(np.split(np.arange(len(place)), gaps)):
+        edges = np.arange(0, len(part), step)
+        counts = np.diff(np.append(edges, len(part)))
+        height = np.add.reduceat(values[part].astype(np.float64), edges) / counts
+        label = name if i == 0 else None
+        axes.plot(place[part][edges] + 1, height, color=color, label=label, linewidth=1.2)
+
+
+def save_nucleotide_plot(
+    predictions: Path, place: str, output: Path, *, overwrite: bool = False
+) -> None:
+    """Draw a region from ``predictions.parquet`` of a run, as ``.png``, ``.svg`` or ``.pdf``.
+
+    A :class:`ReportError` when there is nothing to draw, or the file cannot be written.
+    """
+    check_picture(output, "a region", overwrite)
+    table = _read_predictions(predictions, place)
+    with picture(output, 13.3, 4.2, overwrite) as figure:
+        _draw_nucleotides(table, figure)
+
+
+def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False) -> None:
+    """Refuse a map that cannot be drawn, before any work is done.
+
+    A :class:`ReportError` for another ending, a file that exists or an unknown method; a
+    :class:`MissingDependencyError` without its package.
+    """
+    check_picture(path, "the map", overwrite)
+    if how not in MAPS:
+        raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
+    if how == "umap" and not find_spec("umap"):
+        raise ReportError("UMAP needs umap-learn: pip install umap-learn")
+    if how == "tsne" and not find_spec("sklearn"):
+        raise MissingDependencyError("scikit-learn", "suites", "t-SNE")
+
+
+def _project(vectors: _Vectors, how: str, seed: int) -> tuple[_Vectors, str]:
+    """Lay vectors (n, width) out in the plane: (n, 2), and what was done, for the axis."""
+    if how == "auto":
+        how = "umap" if find_spec("umap") else "tsne" if find_spec("sklearn") else "pca"
+    centered = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0)
+    _, scale, axes = np.linalg.svd(centered, full_matrices=False)
+    components = centered @ axes[:2].T
+    components = np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
+    if how == "pca" or len(vectors) < 8:
+        share = float((scale[:2] ** 2).sum() / max((scale**2).sum(), 1e-30))
+        return components, f"principal components 1 and 2 ({share:.0%} of the variance)"
+    if how == "umap":
+        import umap  # pyright: ignore[reportMissingImports]
+
+        found = umap.UMAP(random_state=seed, n_neighbors=min(15, len(vectors) - 1))
+        return found.fit_transform(vectors), "UMAP"
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    start: Any = (components / max(float(components[:, 0].std()), 1e-12) * 1e-4).astype(np.float32)
+    layout = TSNE(perplexity=perplexity, init=start, random_state=seed)
+    return layout.fit_transform(np.asarray(vectors, dtype=np.float32)), "t-SNE"
+
+
+def _nearest(vectors: _Vectors) -> npt.NDArray[np.int64]:
+    """Give the nearest other vector of each by cosine distance, int64 (n,)."""
+    unit = np.asarray(vectors, dtype=np.float32)
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    likeness = unit @ unit.T
+    np.fill_diagonal(likeness, -np.inf)
+    return likeness.argmax(axis=1)
+
+
+def save_embedding_plot(
+    path: Path, vectors: _Vectors, labels: Sequence[str] | None = None, *, title: str,
+    how: str = "auto", seed: int = 0, overwrite: bool = False,
+) -> float | None:  # fmt: skip
+    """Draw the map of embeddings; a thin line joins each point to its nearest neighbor.
+
+    Neighbors are those of the full vectors, not of the map, so the lines show what it tears apart.
+    Of `vectors` (n, width) more than 5,000 are thinned evenly; `labels` give colors: the nine most
+    frequent and the rest. Returns, with labels, the share of points whose nearest neighbor has the
+    same label. Errors are those of :func:`check_embedding_plot`.
+    """
+    check_embedding_plot(path, how, overwrite)
+    if len(vectors) < 2:
+        raise ReportError("a map needs two sequences or more")
+    if len(vectors) > _MOST_MAPPED:
+        chosen = np.linspace(0, len(vectors) - 1, _MOST_MAPPED).astype(int)
+        labels = None if labels is None else [str(labels[int(i)]) for i in chosen]
+        vectors = np.asarray(vectors[chosen])
+    places, name = _project(vectors, how, seed)
+    near = _nearest(vectors)
+    groups = _groups(labels or ["all"] * len(vectors))
+    from matplotlib.collections import LineCollection
+
+    with picture(path, 7.2, 5.4, overwrite) as figure:
+        axes = figure.add_subplot()
+        lines: Any = np.stack([places, places[near]], axis=1)
+        axes.add_collection(LineCollection(lines, colors=LIGHT.muted, linewidths=0.4, alpha=0.35))
+        size = float(np.clip(4_000 / len(vectors), 6, 40))
+        for number, (label, members) in enumerate(groups):
+            color = LIGHT.muted if label == "other" else _GROUP_COLORS[number % len(_GROUP_COLORS)]
+            axes.scatter(
+                places[members, 0], places[members, 1], s=size, color=color, linewidths=0.4,
+                edgecolors=LIGHT.background, label=f"{shown_name(label, 20)} ({len(members):,})",
+            )  # fmt: skip
+        figure.suptitle(shortened(title, 470, WIDE.text), x=0.02, ha="left", fontsize=WIDE.text)
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(name, loc="left")
+        axes.spines["bottom"].set_visible(False)
+        if labels is not None:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    if labels is None:
+        return None
+    return float(np.mean([labels[i] == labels[int(j)] for i, j in enumerate(near)]))
+
+
+def _groups(labels: Sequence[str]) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Give the members of each label, the most frequent first; the rarest are one group."""
+    names = [name for name, _ in Counter(sorted(labels)).most_common()]
+    shown = names if len(names) <= len(_GROUP_COLORS) else names[: len(_GROUP_COLORS) - 1]
+    array = np.asarray(labels)
+    groups = [(name, np.flatnonzero(array == name)) for name in shown]
+    rest = np.flatnonzero(~np.isin(array, shown))
+    return [*groups, ("other", rest)] if len(rest) else groups

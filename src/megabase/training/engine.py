@@ -34,12 +34,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from megabase.data.hashing import FIRST, GOLDEN, SECOND, mix_word
-from megabase.data.loader import prefetched
 from megabase.errors import NotFiniteError, RunError
 from megabase.objectives.base import Batch, Objective
 from megabase.settings import OptimConfig, TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
-from megabase.training.evaluation import Batches, EvalSet, evaluate
+from megabase.training.evaluation import Batches, EvalSet, evaluate, prefetched
 from megabase.training.logging import RunLog, perplexity
 from megabase.training.optimizer import build_optimizer
 from megabase.training.process import stop_signals

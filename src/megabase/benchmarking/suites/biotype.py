@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
-from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, published
+from megabase.benchmarking.suites import Suite, Task, choose_tasks, published
 from megabase.data.label_files import read_text
 from megabase.data.labeled import LabeledSequences, label_splits
 from megabase.errors import InputError, MissingDependencyError

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from megabase.benchmarking.config import BenchmarkConfig, ChromatinConfig
-from megabase.benchmarking.suites.base import Suite, Task, published
+from megabase.benchmarking.suites import Suite, Task, published
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.data.regions import Regions, regions_of, split_genome
 from megabase.errors import InputError, MissingDependencyError

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, published
+from megabase.benchmarking.suites import Suite, Task, choose_tasks, published
 from megabase.data.label_files import find_splits, read_text
 from megabase.data.labeled import Kind, LabeledSequences, label_splits, split_rows
 from megabase.data.leaks import overlap_groups

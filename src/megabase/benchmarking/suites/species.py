@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, SpeciesConfig
-from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, published
+from megabase.benchmarking.suites import Suite, Task, choose_tasks, published
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet

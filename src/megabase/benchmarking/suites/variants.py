@@ -22,7 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, VariantsConfig
-from megabase.benchmarking.suites.base import RECORD_FORMAT, Suite, choose_tasks
+from megabase.benchmarking.suites import RECORD_FORMAT, Suite, choose_tasks
 from megabase.data.label_files import read_frame, read_parquet
 from megabase.data.regions import Regions
 from megabase.data.sources import genome_store

@@ -47,7 +47,7 @@ def _embed(args: Namespace) -> None:
     from megabase.inference.embedding import embed_file
 
     if args.plot is not None:
-        from megabase.report.embedding_plot import check_embedding_plot
+        from megabase.report.plots import check_embedding_plot
 
         check_embedding_plot(Path(args.plot), args.map or "auto", args.overwrite)
         if args.pooling == "none":
@@ -69,7 +69,7 @@ def _embed(args: Namespace) -> None:
 def _plot(args: Namespace, target: Path) -> None:
     import numpy as np
 
-    from megabase.report.embedding_plot import save_embedding_plot
+    from megabase.report.plots import save_embedding_plot
 
     if target.suffix.lower() == ".parquet":
         import polars as pl

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megabase.data.augment import codes_to_ids
-from megabase.data.vocabulary import VOCABULARY
+from megabase.data.vocabulary import VOCABULARY, codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import decode, encode

@@ -17,15 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megabase.data.augment import codes_to_ids
+from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.genome.alphabet import T
 from megabase.inference.prediction import Predictor
 from megabase.inference.variants.hyena_prefix import HyenaPrefix
-from megabase.inference.variants.methods import Method, Need, Outputs, Pairs
+from megabase.inference.variants.methods import AlleleWindows, Method, Need, Outputs, Pairs
 from megabase.inference.variants.prefix import MambaPrefix, score_letters
-from megabase.inference.variants.windows import AlleleWindows
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, inference_mode
 

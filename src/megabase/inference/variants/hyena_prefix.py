@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, T
-from megabase.inference.variants.methods import Need, Outputs
+from megabase.inference.variants.methods import AlleleWindows, Need, Outputs
 from megabase.inference.variants.prefix import Codes, Part, Prefix
-from megabase.inference.variants.windows import AlleleWindows
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import bare, from_channel_major, untouched

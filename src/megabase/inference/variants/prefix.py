@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from megabase.data.augment import codes_to_ids
+from megabase.data.vocabulary import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS, T
-from megabase.inference.variants.methods import Need, Outputs, Pairs
-from megabase.inference.variants.windows import AlleleWindows
+from megabase.inference.variants.methods import AlleleWindows, Need, Outputs, Pairs
 from megabase.layers.linear import bare
 from megabase.layers.mamba import MambaState
 from megabase.models.checkpoints.checks import require_finite

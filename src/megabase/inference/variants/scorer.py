@@ -24,8 +24,7 @@ from megabase.inference.prediction import Predictor
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.calibration import Calibration, columns, context_of
 from megabase.inference.variants.forward import compare_alleles, compare_tracks
-from megabase.inference.variants.methods import METHODS
-from megabase.inference.variants.windows import PLACEMENTS, AlleleWindows, Placement
+from megabase.inference.variants.methods import METHODS, PLACEMENTS, AlleleWindows, Placement
 from megabase.models.loading import Loaded, ModelSpec, load, track_names
 from megabase.options import CalibratedScoring, PassOptions
 

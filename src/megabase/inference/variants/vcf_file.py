@@ -26,8 +26,7 @@ from megabase.inference.jobs import Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.variants.calibration import DERIVED, columns
 from megabase.inference.variants.methods import METHODS
-from megabase.inference.variants.prescored.look_up import TableScorer
-from megabase.inference.variants.prescored.table import write_index
+from megabase.inference.variants.score_table import TableScorer, write_index
 from megabase.inference.variants.scorer import AlleleScore, VariantOptions, VariantScorer
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec

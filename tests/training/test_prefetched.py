@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.data.loader import prefetched
+from megabase.training.evaluation import prefetched
 
 
 def load(number: int) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
-"""The look-up table of scores of substitutions, bgzip text with a tabix index, and its tracks.
+"""The look-up table of scores of substitutions: bgzip text with a tabix index, and its tracks.
 
 ``##megabase=`` and the provenance, lines of ``##`` about the columns, ``#Chrom Pos Ref Alt score
 percentile`` (tabs between, 1-based), and three rows for each position in the order of the genome. A
 bgzip block begins with a row and holds one contig, so a row is found without reading others. Tracks
-are a bigWig for each alternative base, which a hub for UCSC draws as a logo.
+are a bigWig for each alternative base, which a hub for UCSC draws as a logo. Variants that a table
+does not hold are scored by the model.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -27,9 +29,15 @@ from numpy.typing import NDArray
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASES
 from megabase.genome.files import BGZF_END, atomic_file, check_output, write_whole
-from megabase.genome.interval import one_based
+from megabase.genome.interval import one_based, shared_ends
+from megabase.genome.left_out import Reason
+from megabase.genome.store import Genome
+from megabase.genome.vcf import VcfRecord
+from megabase.inference.jobs import BATCH_TOKENS
 from megabase.inference.parts import Provenance
+from megabase.inference.variants.scorer import AlleleScore, VariantOptions, VariantScorer
 from megabase.inference.writers import Run, require_bigwig, write_bigwig
+from megabase.models.loading import Loaded
 from megabase.untrusted import parsing
 
 _COLUMNS = ("#Chrom", "Pos", "Ref", "Alt", "score", "percentile")
@@ -53,6 +61,11 @@ _CONTAINER = (
     "autoScale on", "visibility full", "maxHeightPixels 128:80:16",
 )  # fmt: skip
 """Settings of a track that UCSC draws as letters, each as high as its score."""
+Missing = Literal["leave", "score"]
+"""What is done with alleles that a table does not hold."""
+_METHOD = "llr_site"
+"""What a table holds."""
+_NONE = (math.nan, math.nan)  # neither a score nor a percentile
 
 
 def pack_rows(
@@ -122,7 +135,7 @@ def write_index(path: Path, longest: int, in_order: bool = True) -> Path | None:
     return path.with_name(f"{path.name}.{kind}")
 
 
-class ScoreTable:
+class _ScoreTable:
     """A table, opened for look-ups; `order` numbers the contigs of its genome."""
 
     def __init__(self, path: Path, order: Mapping[str, int]) -> None:
@@ -269,3 +282,104 @@ def _runs(parts: Sequence[Path], base: str) -> Iterator[Run]:
             cuts = np.flatnonzero(np.diff(at) > 1) + 1
             for some, values in zip(np.split(at, cuts), np.split(scores, cuts), strict=True):
                 yield Run(str(contig), int(some[0]), values)
+
+
+class TableScorer(VariantScorer):
+    """Gives `llr_site` and its percentile of substitutions from a table of the same model."""
+
+    def __init__(
+        self, model: Loaded, store: Genome, options: VariantOptions, table: tuple[Path, Missing],
+        batch_tokens: int = BATCH_TOKENS, genes: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        path, self.missing = table
+        order = {contig.name: number for number, contig in enumerate(store.contigs)}
+        self.scores = _ScoreTable(path, order)
+        made = self.scores.provenance
+        wrong = [
+            f"{name} {theirs} ({str(digest)[:8]}), not {ours} ({own[:8]})"
+            for name, theirs, digest, ours, own in (
+                ("genome", made.genome, made.genome_sha256, store.name, store.checksum),
+                ("model", made.model, made.model_sha256, model.name, model.digest),
+            )
+            if digest != own
+        ]
+        window = made.options.get("window")
+        for name, has, asked in (
+            ("window", window, options.window),
+            ("methods", [_METHOD], options.methods and [*options.methods]),
+            ("strands", made.options.get("strands"), options.strands or "both"),
+        ):
+            if asked not in (None, has):
+                wrong.append(f"{name} {has}, not {asked}")
+        if wrong:
+            raise InputError(
+                f"{path} was made with {'; '.join(wrong)}; make another one with megabase variants "
+                "MODEL --all GENOME and these options"
+            )
+        settings = replace(options, window=window, methods=(_METHOD,))
+        super().__init__(model, store, settings, batch_tokens, genes)
+        self.columns = [_METHOD, f"{_METHOD}_percentile"]
+
+    @property
+    def placed(self) -> str:
+        """Where windows lie, for headers of outputs."""
+        context = self.scores.provenance.options.get("context")
+        return (
+            f"of the table by a window of {self.options.window} bases with {context} or more of "
+            "context, of the model by one that is centered"
+        )
+
+    def provenance(self, verb: str, **more: Any) -> Provenance:
+        """Describe where scores come from."""
+        made = self.scores.provenance
+        table = {"options": made.options, "version": made.version}
+        return super().provenance(verb, scores=table, missing=self.missing, **more)
+
+    def score(self, records: Sequence[VcfRecord]) -> list[tuple[AlleleScore, ...]]:
+        """Look alleles up; see :meth:`VariantScorer.score`."""
+        places: dict[int, set[int]] = {}
+        plan: list[list[Reason | tuple[int, int, str]]] = []  # why not, or what to look up
+        for record in records:
+            alleles: list[Reason | tuple[int, int, str]] = []
+            for contig, alt, reason in self._alleles(record):
+                ref, alt = record.ref.upper(), alt.upper()
+                front, back = (0, 0) if len(ref) == len(alt) == 1 else shared_ends(ref, alt)
+                if reason or not len(ref) == len(alt) == front + back + 1:
+                    alleles.append(reason or "NOT_IN_TABLE")
+                else:
+                    places.setdefault(contig, set()).add(record.position + front)
+                    alleles.append((contig, record.position + front, alt[front]))
+            plan.append(alleles)
+        names = self.store.contigs
+        found = {c: self.scores.look_up(names[c].name, sorted(at)) for c, at in places.items()}
+
+        def score_of(one: Reason | tuple[int, int, str]) -> AlleleScore:
+            if isinstance(one, str):
+                return AlleleScore(_NONE, one)
+            contig, at, alt = one
+            values = found[contig].get(at, {}).get(alt)
+            if values is None:
+                return AlleleScore(_NONE, "NOT_IN_TABLE")
+            return AlleleScore(values, None, "table")
+
+        scored = [tuple(map(score_of, alleles)) for alleles in plan]
+        if self.missing == "score":
+            self._complete(records, scored)
+        return scored
+
+    def _complete(self, records: Sequence[VcfRecord], scored: list[Any]) -> None:
+        rest = {
+            number: lacking
+            for number, alleles in enumerate(scored)
+            if (lacking := [n for n, one in enumerate(alleles) if one.reason == "NOT_IN_TABLE"])
+        }
+        asked = [
+            replace(records[number], alts=tuple(records[number].alts[n] for n in lacking))
+            for number, lacking in rest.items()
+        ]
+        for (number, lacking), given in zip(rest.items(), super().score(asked), strict=True):
+            alleles = list(scored[number])
+            for n, one in zip(lacking, given, strict=True):
+                values = one.values[0], math.nan
+                alleles[n] = AlleleScore(values, one.reason, "" if one.reason else "model")
+            scored[number] = tuple(alleles)

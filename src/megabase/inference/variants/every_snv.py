@@ -25,9 +25,9 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from megabase.data.augment import codes_to_ids
 from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import genome_store
+from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.genome.alphabet import BASE_BITS, N, T, reverse_complement
@@ -38,9 +38,9 @@ from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
+from megabase.inference.variants import score_table
 from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import METHODS
-from megabase.inference.variants.prescored import table
 from megabase.inference.variants.scorer import DEFAULT_WINDOW
 from megabase.inference.writers import require_suffix
 from megabase.models.checkpoints.checks import require_finite
@@ -234,7 +234,7 @@ def _rows(scorer: _Scorer, chunk: Sequence[Interval]) -> bytes:
         at, alt = np.nonzero(~np.isnan(llr_N4))
         ref = scorer.bases(part)[0][at]
         scores = llr_N4[at, alt], scorer.quantiles
-        packed.append(table.pack_rows(part.contig, part.start + at, ref, alt, *scores))
+        packed.append(score_table.pack_rows(part.contig, part.start + at, ref, alt, *scores))
     return b"".join(packed)
 
 
@@ -283,7 +283,7 @@ def score_all(
     """Score every substitution of a genome, or of regions of it, with a causal language model.
 
     The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index (see
-    :mod:`megabase.inference.variants.prescored.table`). `bigwig` is the prefix of a track for each
+    :mod:`megabase.inference.variants.score_table`). `bigwig` is the prefix of a track for each
     alternative base, PREFIX.A.bw, ...; `hub` a folder of such tracks that UCSC draws as a logo, on
     the genome that UCSC calls `hub_genome` (the name of the store when None). Gives the number of
     substitutions and the files written; of a shard its folder. InputError when model, window and
@@ -295,7 +295,7 @@ def score_all(
     require_suffix(output, (".tsv.gz", ".tsv.bgz"))
     check_run(output, **run)
     again = run.get("overwrite", False) or run.get("resume", False)
-    tracks, count, written = table.ScoreTracks(bigwig, hub, hub_genome, again), 0, [output]
+    tracks, count, written = score_table.ScoreTracks(bigwig, hub, hub_genome, again), 0, [output]
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
         passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}
@@ -324,7 +324,7 @@ def score_all(
                 f"percentile=percent of random substitutions of the genome that score lower "
                 f"({drawn:,} at random places)",
             ]
-            table.merge_table(about, parts, target, provenance)
+            score_table.merge_table(about, parts, target, provenance)
             contigs = {contig.name: contig.length for contig in store.contigs}
             written.extend(tracks.write(parts, contigs, store.name, provenance.model))
 
@@ -334,6 +334,6 @@ def score_all(
     if made != output:
         return made
     if not is_stream(output):
-        index = table.write_index(output, max(contig.length for contig in store.contigs))
+        index = score_table.write_index(output, max(contig.length for contig in store.contigs))
         written[1:1] = [index] if index is not None else []
     return count, written

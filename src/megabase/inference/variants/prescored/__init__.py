@@ -1,1 +1,0 @@
-"""Scores of every substitution of a genome: made once, looked up, and drawn."""
