@@ -25,8 +25,13 @@ from megabase.genome.interval import Interval, Variant
 from megabase.genome.store import Genome
 from megabase.inference.attribution import Attribution, attribute, attribute_file
 from megabase.inference.embedding import Embeddings, embed, embed_file
-from megabase.inference.generation.generate import Generated, GenerateOptions, Prompt, generate
-from megabase.inference.generation.job import generate_file
+from megabase.inference.generation.generate import (
+    Generated,
+    GenerateOptions,
+    Prompt,
+    generate,
+    generate_file,
+)
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import split_options
 from megabase.inference.motifs import Effect, Matrix, ablate, marginalize

@@ -42,8 +42,8 @@ INPUTS_OF_A_WORKER = 20_000
 MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensors.torch", "yaml",
            "jsonargparse", "megabase.models.auto", "megabase.models.checkpoints.convert",
            "megabase.models.describe", "megabase.models.adapt.prompt",
-           "megabase.models.adapt.lora",
-           "megabase.genome.signal", "megabase.report.genome_tracks", "megabase.report.run_page",
+           "megabase.models.adapt.build",
+           "megabase.genome.signal", "megabase.report.genome_page", "megabase.report.run_page",
            "megabase.data.label_files", "megabase.training.run_folder", "megabase.cli.verbs.train",
            "megabase.inference.ism", "megabase.data.sources",
            "megabase.cli.verbs.report")  # fmt: skip

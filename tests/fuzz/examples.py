@@ -81,7 +81,7 @@ def of(path: Path) -> Any:
 
 def bed(path: Path) -> None:
     from megabase.genome.tables import read_bed
-    from megabase.report.genome_tracks import _bed_track
+    from megabase.report.genome_page import _bed_track
 
     read_bed(path)
     _bed_track(str(path), "x", of(path), places())
@@ -89,7 +89,7 @@ def bed(path: Path) -> None:
 
 def gff(path: Path) -> None:
     from megabase.genome.tables import read_gff
-    from megabase.report.genome_tracks import genes_track
+    from megabase.report.genome_page import genes_track
 
     read_gff(path, attributes=("ID", "gene_id"))
     genes_track(str(path), "x", of(path), places())
@@ -209,7 +209,7 @@ def evaluation(path: Path) -> None:
 
 
 def signal(path: Path) -> None:
-    from megabase.report.genome_tracks import _signal_track
+    from megabase.report.genome_page import _signal_track
 
     _signal_track(str(path), "x", of(path), places())
 

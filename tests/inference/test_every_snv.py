@@ -19,7 +19,7 @@ import torch
 
 from megabase.errors import InputError
 from megabase.genome.store import Genome
-from megabase.inference.variants import score_table
+from megabase.inference.variants import every_snv, score_table
 from megabase.inference.variants.every_snv import score_all
 from megabase.inference.variants.scorer import score_variants
 from megabase.inference.variants.vcf_file import score_variants_file
@@ -155,7 +155,7 @@ def table(
     """A table in blocks of a few rows, so that what belongs together lies in two."""
     path = tmp_path_factory.mktemp("table") / "all.tsv.gz"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score_table, "_BLOCK", 130)
+        patch.setattr(every_snv, "_TEXT", 130)
         with pytest.warns(match="have no substitutions"):
             score_all(models["hyena"], genome, path, workers=1, window=WINDOW, context=CONTEXT)
     return path

@@ -14,7 +14,7 @@ from megabase.genome.alphabet import encode
 from megabase.inference.generation.generate import (
     GenerateOptions,
     Prompt,
-    SequenceGenerator,
+    _SequenceGenerator,
     generate,
 )
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
@@ -117,7 +117,7 @@ def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
             yield Prompt(encode("ACGT"[: i % 3]), str(i))
 
     options = GenerateOptions(length=2, batch_size=2)
-    generator = SequenceGenerator(load(model, head="language"), options)
+    generator = _SequenceGenerator(load(model, head="language"), options)
     chunks = options.chunks(prompts())  # pyright: ignore
     stream = (one for chunk in chunks for one in generator.generate(chunk))
     assert next(stream).name == "0"
@@ -128,7 +128,7 @@ def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
 def test_progress_counts_every_base(model: HyenaDNAForCausalLM) -> None:
     counted: list[int] = []
     options = GenerateOptions(70)
-    generator = SequenceGenerator(load(model, head="language"), options)
+    generator = _SequenceGenerator(load(model, head="language"), options)
     generator.progress = counted.append
     for chunk in options.chunks(["A", "AC", "C"]):
         generator.generate(chunk)
@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused(model: HyenaDNAForCausalLM) -> None:
 
 def test_only_endings_of_fasta_are_written(tmp_path: Path) -> None:
     from megabase.errors import OutputError
-    from megabase.inference.generation.job import generate_file
+    from megabase.inference.generation.generate import generate_file
 
     with pytest.raises(OutputError, match=r"x\.csv: the ending says the format; expected one of"):
         generate_file(None, tmp_path / "x.csv")

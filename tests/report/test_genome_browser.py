@@ -23,14 +23,14 @@ import pytest
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 from megabase.report.genome_page import (
-    Column,
-    Feature,
     GenomePage,
     Logo,
     Overlay,
     Segment,
-    TableRow,
     Track,
+    _Column,
+    _Feature,
+    _TableRow,
 )
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -161,17 +161,17 @@ def _write_page(folder: Path) -> Path:
         place, ref = start + offset, letters[offset]
         alt = "ACGT"["ACGT".index(ref) - 1]
         cells = ("chr1", place + 1, ref, alt, f"v{i}", float(i - 500))
-        rows.append(TableRow("chr1", place, place + 1, cells))
-        features.append(Feature("chr1", place, place + 1, f"{ref}>{alt}"))
+        rows.append(_TableRow("chr1", place, place + 1, cells))
+        features.append(_Feature("chr1", place, place + 1, f"{ref}>{alt}"))
         logos.append(Logo("With the variant", "", "chr1", place - 20,
                           rng.dirichlet([0.4] * 4, 40), "probability", i))  # fmt: skip
-    columns = (Column("contig"), Column("position", "place"), Column("ref"), Column("alt"),
-               Column("id", minor=True), Column("LLR", "number", digits=1))  # fmt: skip
+    columns = (_Column("contig"), _Column("position", "place"), _Column("ref"), _Column("alt"),
+               _Column("id", minor=True), _Column("LLR", "number", digits=1))  # fmt: skip
     page = GenomePage(
         _store(folder, "toy", "chr1", start, letters), [Interval("chr1", start, start + length)],
         title="chr1:50,001-54,000 of toy", lead="A page for a test.",
         tracks=[
-            Track("genes", (Feature("chr1", 50_100, 52_000, "ABC1", "+"),)),
+            Track("genes", (_Feature("chr1", 50_100, 52_000, "ABC1", "+"),)),
             Track("variants", tuple(features)),
             Track("signal", segments=(Segment("chr1", start, rng.normal(size=length)),)),
         ],
@@ -228,12 +228,12 @@ def _write_odd_page(folder: Path) -> Path:
     effects[np.arange(100), ["ACGT".index(base) for base in letters[100:200]]] = np.nan
     tall = np.full(length, 2.0)
     features = (
-        Feature("chr20", start, start + 900, "A" * 30, "+"),
-        Feature("chr20", start + 1, start + 2, "C>A"),
-        Feature("chr20", start + 4_000, start + 6_000, "end", "-"),
+        _Feature("chr20", start, start + 900, "A" * 30, "+"),
+        _Feature("chr20", start + 1, start + 2, "C>A"),
+        _Feature("chr20", start + 4_000, start + 6_000, "end", "-"),
     )
     rows = [
-        TableRow("chr20", start + i, start + i + 1, (start + i + 1, text, 0.1 + i / 3))
+        _TableRow("chr20", start + i, start + i + 1, (start + i + 1, text, 0.1 + i / 3))
         for i, text in enumerate(ODD_TEXTS)
     ]
     page = GenomePage(
@@ -245,7 +245,8 @@ def _write_odd_page(folder: Path) -> Path:
             Track("falling", segments=(Segment("chr20", start, -tall),)),
         ],
         logos=[Logo("Substitutions", "", "chr20", start + 100, effects, "effects")],
-        columns=(Column("position", "place"), Column("text"), Column("score", "number")), rows=rows,
+        columns=(_Column("position", "place"), _Column("text"), _Column("score", "number")),
+        rows=rows,
     )  # fmt: skip
     path = folder / "odd.html"
     path.write_text(page.html())
@@ -380,16 +381,16 @@ def test_names_run_nothing_where_they_are_shown_or_clicked(tmp_path: Path) -> No
     letters, contig = "".join(rng.choice(list("ACGT"), 400)), hostile(1)
     store = _store(tmp_path, "toy", contig, 100, letters)
     named = Genome.build(tmp_path / "toy.fa", tmp_path / "other.mb", name=hostile(2))
-    columns = (Column("consequence"), Column("gene"), Column(hostile(3), "number"))
+    columns = (_Column("consequence"), _Column("gene"), _Column(hostile(3), "number"))
     page = GenomePage(
         named, [Interval(contig, 100, 500)], title=hostile(4), lead=hostile(5),
         tracks=[
-            Track(hostile(6), (Feature(contig, 200, 420, hostile(7), "+"),)),
+            Track(hostile(6), (_Feature(contig, 200, 420, hostile(7), "+"),)),
             Track(hostile(8), segments=(Segment(contig, 100, rng.normal(size=400)),)),
         ],
         logos=[Logo(hostile(9), hostile(10), contig, 100, rng.dirichlet([0.4] * 4, 400),
                     "probability")],
-        columns=columns, rows=[TableRow(contig, 200, 201, (hostile(11), hostile(12), 1.5))],
+        columns=columns, rows=[_TableRow(contig, 200, 201, (hostile(11), hostile(12), 1.5))],
         numbers=[(hostile(13),) * 3], facts=[(hostile(14), hostile(15))],
     )  # fmt: skip
     path = tmp_path / "page.html"
@@ -421,12 +422,14 @@ def test_alleles_are_filtered_by_consequence_gene_and_range(tmp_path: Path) -> N
     letters = "".join(rng.choice(list("ACGT"), 400))
     terms = ["missense_variant", "intron_variant", "stop_gained", ""]
     rows = [
-        TableRow("chr1", 100 + n, 101 + n, (terms[n % 4], f"G{n % 10}", None if n == 5 else n - 20))
+        _TableRow(
+            "chr1", 100 + n, 101 + n, (terms[n % 4], f"G{n % 10}", None if n == 5 else n - 20)
+        )
         for n in range(40)
     ]
     page = GenomePage(
         _store(tmp_path, "toy", "chr1", 100, letters), [Interval("chr1", 100, 500)],
-        columns=(Column("consequence"), Column("gene"), Column("LLR", "number")), rows=rows,
+        columns=(_Column("consequence"), _Column("gene"), _Column("LLR", "number")), rows=rows,
     )  # fmt: skip
     (tmp_path / "page.html").write_text(page.html())
     with opened(tmp_path / "page.html", 390, tmp_path / "profile") as shown:
@@ -458,7 +461,7 @@ def test_both_alleles_stand_in_one_column_behind_an_indel(tmp_path: Path) -> Non
     overlay = Overlay(0, 200, "ACGT", ("GGG", ""), "TTA", ref.astype(np.float32), alt)
     page = GenomePage(
         _store(tmp_path, "toy", "chr1", 100, letters), [Interval("chr1", 100, 500)],
-        columns=(Column("ref"),), rows=[TableRow("chr1", 203, 207, ("TGGG",))],
+        columns=(_Column("ref"),), rows=[_TableRow("chr1", 203, 207, ("TGGG",))],
         logos=[Logo("expected", "", "chr1", 100, rng.dirichlet([0.4] * 4, 400), "probability")],
         overlays=[overlay],
     )  # fmt: skip

@@ -15,16 +15,18 @@ import pytest
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 from megabase.report.genome_page import (
-    Column,
-    Feature,
     GenomePage,
     Logo,
     Segment,
-    TableRow,
     Track,
+    _bed_track,
+    _Column,
+    _Feature,
+    _genes_at,
     _pack,
+    _TableRow,
+    genes_track,
 )
-from megabase.report.genome_tracks import _bed_track, _genes_at, genes_track
 from megabase.report.page import _asset
 
 
@@ -38,14 +40,14 @@ def page(tmp_path: Path) -> str:
         Genome.build(tmp_path / "toy.fa", tmp_path / "toy.mb"), [Interval("chr1", 100, 200)],
         title="chr1:101-200 </script><b>", lead="A & B",
         tracks=[
-            Track("genes", (Feature("chr1", 110, 150, "ABC1", "+", ((110, 120),)),)),
+            Track("genes", (_Feature("chr1", 110, 150, "ABC1", "+", ((110, 120),)),)),
             Track("signal", segments=(Segment("chr1", 100, rng.normal(size=100)),)),
         ],
         logos=[Logo("expects", "bits", "chr1", 100, expected, "probability")],
-        columns=[Column("position", "place"), Column("alt"), Column("LLR", "number")],
+        columns=[_Column("position", "place"), _Column("alt"), _Column("LLR", "number")],
         rows=[
-            TableRow("chr1", 120, 121, (121, "<script>", -1.5)),
-            TableRow("chr1", 130, 131, (131, "T", float("nan"))),
+            _TableRow("chr1", 120, 121, (121, "<script>", -1.5)),
+            _TableRow("chr1", 130, 131, (131, "T", float("nan"))),
         ],
         numbers=[("100", "", "bases")], facts=[("model", "x")],
     ).html()  # fmt: skip

@@ -15,7 +15,7 @@ from megabase.cli.main import main
 from megabase.errors import InputError, LeftOutWarning, ReportError
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
-from megabase.report.genome_tracks import _ENDINGS, _signal_track, _track_kind
+from megabase.report.genome_page import _ENDINGS, _signal_track, _track_kind
 
 
 @pytest.fixture

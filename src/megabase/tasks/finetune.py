@@ -15,8 +15,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from megabase.data.batches import LabeledBatches
-from megabase.models.adapt.build import build_classifier
-from megabase.models.adapt.lora import save_classifier
+from megabase.models.adapt.build import build_classifier, save_classifier
 from megabase.models.auto import load_model
 from megabase.models.base import checkpoint_activations
 from megabase.settings import StartConfig

@@ -53,8 +53,11 @@ def _generate(args: Namespace) -> None:
     from contextlib import ExitStack
 
     from megabase.data.sources import SequenceInput, genome_store
-    from megabase.inference.generation.generate import GenerateOptions
-    from megabase.inference.generation.job import generate_file, generate_records
+    from megabase.inference.generation.generate import (
+        GenerateOptions,
+        generate_file,
+        generate_records,
+    )
     from megabase.models.loading import threads
 
     args.stop = tuple(motif.upper() for motif in args.stop or ())

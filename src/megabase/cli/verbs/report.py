@@ -88,8 +88,8 @@ def _genome_page(args: Namespace) -> Path:
     from megabase.genome.files import file_digest
     from megabase.genome.interval import Interval
     from megabase.models.loading import load
-    from megabase.report.genome_page import GenomePage
-    from megabase.report.genome_tracks import (
+    from megabase.report.genome_page import (
+        GenomePage,
         genes_track,
         read_track,
         read_variants,

@@ -8,12 +8,21 @@ the first C bases of a contig), the same ones whatever the regions. The other st
 same way from the other end. What lies behind a base has no part in its score: windows reach over
 the end of a contig.
 
+The table is bgzip text with a tabix index: ``##megabase=`` and the provenance, lines of ``##``
+about the columns, ``#Chrom Pos Ref Alt score percentile`` (tabs between, 1-based), and three rows
+for each position in the order of the genome. Tracks are a bigWig for each alternative base, which a
+hub for UCSC draws as a logo.
+
 Shape suffixes: B windows, W bases of a window, N positions; 4 are A, C, G, T.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gzip
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -21,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
@@ -30,19 +40,19 @@ from megabase.data.sources import genome_store
 from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
-from megabase.genome.alphabet import BASE_BITS, N, T, reverse_complement
-from megabase.genome.files import is_stream
+from megabase.genome.alphabet import BASE_BITS, BASES, N, T, reverse_complement
+from megabase.genome.files import BGZF_END, atomic_file, check_output, is_stream, write_whole
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.left_out import LeftOut, Reason
 from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
-from megabase.inference.variants import score_table
 from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.score_table import BLOCK_HEAD, write_index
 from megabase.inference.variants.scorer import DEFAULT_WINDOW
-from megabase.inference.writers import require_suffix
+from megabase.inference.writers import Run, require_bigwig, require_suffix, write_bigwig
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 from megabase.options import EverySnvScoring
@@ -52,6 +62,21 @@ _BLOCK = 1 << 16
 _SAMPLES = 512
 """Blocks of half a window that random substitutions come from: about 800,000, far more than
 tenths of a percent need, for seconds of work."""
+_COLUMNS = ("#Chrom", "Pos", "Ref", "Alt", "score", "percentile")
+"""As in the tables of CADD, whose readers take these too."""
+_TEXT = 1 << 14
+"""Bytes of text of a block: as small as level 1 compresses well, since a look-up reads one."""
+_DECIMALS = 5
+"""Of a score: two passes over the same bases differ by less than the last of them."""
+_PERCENTILES = [f"{tenths / 10:.1f}" for tenths in range(1_001)]
+"""Texts of the percentiles, of which there are few."""
+_COLORS = ("0,128,0", "0,0,255", "255,166,0", "255,0,0")
+"""Of A, C, G and T in a logo, as everywhere."""
+_CONTAINER = (
+    "container multiWig", "type bigWig -10 10", "noInherit on", "aggregate stacked", "logo on",
+    "autoScale on", "visibility full", "maxHeightPixels 128:80:16",
+)  # fmt: skip
+"""Settings of a track that UCSC draws as letters, each as high as its score."""
 
 _Codes = NDArray[np.uint8]
 _Values = NDArray[np.float32]
@@ -234,8 +259,52 @@ def _rows(scorer: _Scorer, chunk: Sequence[Interval]) -> bytes:
         at, alt = np.nonzero(~np.isnan(llr_N4))
         ref = scorer.bases(part)[0][at]
         scores = llr_N4[at, alt], scorer.quantiles
-        packed.append(score_table.pack_rows(part.contig, part.start + at, ref, alt, *scores))
+        packed.append(_pack_rows(part.contig, part.start + at, ref, alt, *scores))
     return b"".join(packed)
+
+
+def _pack_rows(
+    contig: str, at: NDArray[np.int64], ref: NDArray[np.uint8], alt: NDArray[np.int64],
+    scores: NDArray[np.float32], quantiles: NDArray[np.float32],
+) -> bytes:  # fmt: skip
+    """Give the rows of substitutions (n,) at 0-based positions `at`, as bgzip blocks."""
+    letters = pl.Series(list(BASES))
+    percentiles: pl.Series = pl.Series(["."]).new_from_index(0, len(at))
+    if len(quantiles):
+        below = np.maximum(np.searchsorted(quantiles, scores) - 1, 0)
+        percentiles = pl.Series(_PERCENTILES).gather(below)
+    columns = (
+        pl.Series([contig]).new_from_index(0, len(at)), pl.Series(one_based(at)),
+        letters.gather(ref), letters.gather(alt), pl.Series(scores), percentiles,
+    )  # fmt: skip
+    frame = pl.DataFrame(dict(zip(_COLUMNS, columns, strict=True)))
+    form: Any = {"separator": "\t", "float_precision": _DECIMALS, "quote_style": "never"}
+    return _bgzip(frame.write_csv(include_header=False, **form).encode())
+
+
+def _bgzip(text: bytes) -> bytes:
+    """Compress lines into bgzip blocks (SAM specification, section 4.1), each of whole lines."""
+    packed, at = [], 0
+    while at < len(text):
+        end = text.rfind(b"\n", at, at + _TEXT) + 1 or len(text)
+        part, at = text[at:end], end
+        deflate = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+        body = deflate.compress(part) + deflate.flush()
+        packed += [BLOCK_HEAD, struct.pack("<H", len(body) + 25), body]
+        packed.append(struct.pack("<2I", zlib.crc32(part), len(part)))
+    return b"".join(packed)
+
+
+def _merge_table(about: Sequence[str], parts: list[Path], target: Path, made: Provenance) -> None:
+    """Write the header, with what the columns are, and parts that are bgzip blocks."""
+    head = [f"##megabase={made.to_json()}", *(f"##{line}" for line in about)]
+    text = "".join(f"{line}\n" for line in (*head, "\t".join(_COLUMNS)))
+    with target.open("wb") as file:
+        file.write(_bgzip(text.encode()))
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+        file.write(BGZF_END)
 
 
 def _chunks(store: Path, kept: Regions) -> Iterator[list[Interval]]:
@@ -275,6 +344,73 @@ def _survey(ready: _Scorer, genome: Path, chunks: Iterator[list[Interval]]) -> i
     return 3 * used
 
 
+class _Tracks:
+    """The files of tracks that are asked for: PREFIX.A.bw, ... and a folder for a hub."""
+
+    def __init__(
+        self, bigwig: str | None, hub: str | Path | None, assembly: str | None, overwrite: bool
+    ) -> None:
+        if assembly is not None and hub is None:
+            raise InputError("hub_genome names the genome of a hub; name its folder with hub")
+        self.assembly, self.hub = assembly, None if hub is None else Path(hub)
+        self.paths = [(base, Path(f"{bigwig}.{base}.bw")) for base in BASES if bigwig]
+        if self.hub is not None:
+            self.paths += [(base, self.hub / f"{base}.bw") for base in BASES]
+        if self.paths:
+            require_bigwig()
+        for _, path in self.paths:
+            if path.exists():  # the folder of a hub need not be there
+                check_output(path, overwrite, seeks=True)
+
+    def write(
+        self, parts: Sequence[Path], contigs: Mapping[str, int], genome: str, model: str
+    ) -> list[Path]:
+        """Write all from the parts of a table; give the files."""
+        if self.hub is not None:
+            self.hub.mkdir(parents=True, exist_ok=True)
+        for base, path in self.paths:
+            with atomic_file(path, overwrite=True, seeks=True) as file:
+                write_bigwig(Path(file.name), contigs, _runs(parts, base))
+        made = [path for _, path in self.paths]
+        if self.hub is None:
+            return made
+        what = f"log-probability of a base minus that of the reference, {model}"
+        labels = f"shortLabel substitutions\nlongLabel {what}\n"
+        tracks = ["track substitutions", labels + "\n".join(_CONTAINER), ""]
+        for base, color in zip(BASES, _COLORS, strict=True):
+            tracks += [
+                f"    track substitutions{base}", "    parent substitutions", "    type bigWig",
+                f"    bigDataUrl {base}.bw", f"    color {color}", f"    shortLabel {base}",
+                f"    longLabel {base}: {what}", "",
+            ]  # fmt: skip
+        texts = {
+            "hub.txt": f"hub megabase\n{labels}genomesFile genomes.txt\n",
+            "genomes.txt": f"genome {self.assembly or genome}\ntrackDb trackDb.txt\n",
+            "trackDb.txt": "\n".join(tracks),
+        }
+        for name, text in texts.items():
+            write_whole(self.hub / name, text)
+            made.append(self.hub / name)
+        return made
+
+
+def _runs(parts: Sequence[Path], base: str) -> Iterator[Run]:
+    """Read the scores of one alternative base, 0 where it is that of the genome."""
+    kinds = dict.fromkeys(_COLUMNS, pl.String) | {"Pos": pl.Int64, "score": pl.Float32}
+    for part in parts:
+        text = gzip.decompress(part.read_bytes())
+        if not text:
+            continue
+        rows = pl.read_csv(text, separator="\t", has_header=False, schema=kinds)
+        for (contig,), own in rows.group_by("#Chrom", maintain_order=True):
+            # Each position has three rows.
+            at = own["Pos"].to_numpy()[::3] - 1
+            scores = np.where(own["Alt"] == base, own["score"], np.float32(0)).reshape(-1, 3).sum(1)
+            cuts = np.flatnonzero(np.diff(at) > 1) + 1
+            for some, values in zip(np.split(at, cuts), np.split(scores, cuts), strict=True):
+                yield Run(str(contig), int(some[0]), values)
+
+
 def score_all(
     model: ModelSpec, genome: str | Path, output: str | Path, *, regions: Sequence[str] = (),
     bigwig: str | None = None, hub: str | Path | None = None, hub_genome: str | None = None,
@@ -282,12 +418,11 @@ def score_all(
 ) -> tuple[int, list[Path]] | Path:  # fmt: skip
     """Score every substitution of a genome, or of regions of it, with a causal language model.
 
-    The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index (see
-    :mod:`megabase.inference.variants.score_table`). `bigwig` is the prefix of a track for each
-    alternative base, PREFIX.A.bw, ...; `hub` a folder of such tracks that UCSC draws as a logo, on
-    the genome that UCSC calls `hub_genome` (the name of the store when None). Gives the number of
-    substitutions and the files written; of a shard its folder. InputError when model, window and
-    context do not fit.
+    The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index.
+    `bigwig` is the prefix of a track for each alternative base, PREFIX.A.bw, ...; `hub` a folder of
+    such tracks that UCSC draws as a logo, on the genome that UCSC calls `hub_genome` (the name of
+    the store when None). Gives the number of substitutions and the files written; of a shard its
+    folder. InputError when model, window and context do not fit.
     """
     output = Path(output)
     own, run = split_options(options, EverySnvScoring)
@@ -295,7 +430,7 @@ def score_all(
     require_suffix(output, (".tsv.gz", ".tsv.bgz"))
     check_run(output, **run)
     again = run.get("overwrite", False) or run.get("resume", False)
-    tracks, count, written = score_table.ScoreTracks(bigwig, hub, hub_genome, again), 0, [output]
+    tracks, count, written = _Tracks(bigwig, hub, hub_genome, again), 0, [output]
     with genome_store(genome) as store:
         kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
         passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}
@@ -324,7 +459,7 @@ def score_all(
                 f"percentile=percent of random substitutions of the genome that score lower "
                 f"({drawn:,} at random places)",
             ]
-            score_table.merge_table(about, parts, target, provenance)
+            _merge_table(about, parts, target, provenance)
             contigs = {contig.name: contig.length for contig in store.contigs}
             written.extend(tracks.write(parts, contigs, store.name, provenance.model))
 
@@ -334,6 +469,6 @@ def score_all(
     if made != output:
         return made
     if not is_stream(output):
-        index = score_table.write_index(output, max(contig.length for contig in store.contigs))
+        index = write_index(output, max(contig.length for contig in store.contigs))
         written[1:1] = [index] if index is not None else []
     return count, written

@@ -1,10 +1,7 @@
-"""The look-up table of scores of substitutions: bgzip text with a tabix index, and its tracks.
+"""Scores of variants out of a table of every substitution, and by the model where it has none.
 
-``##megabase=`` and the provenance, lines of ``##`` about the columns, ``#Chrom Pos Ref Alt score
-percentile`` (tabs between, 1-based), and three rows for each position in the order of the genome. A
-bgzip block begins with a row and holds one contig, so a row is found without reading others. Tracks
-are a bigWig for each alternative base, which a hub for UCSC draws as a logo. Variants that a table
-does not hold are scored by the model.
+The table is what :mod:`megabase.inference.variants.every_snv` writes. A bgzip block begins with a
+row and holds one contig, so a row is found without reading others.
 """
 
 from __future__ import annotations
@@ -13,22 +10,15 @@ import gzip
 import json
 import math
 import mmap
-import shutil
-import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import polars as pl
-from numpy.typing import NDArray
-
 from megabase.errors import InputError
-from megabase.genome.alphabet import BASES
-from megabase.genome.files import BGZF_END, atomic_file, check_output, write_whole
+from megabase.genome.files import BGZF_END
 from megabase.genome.interval import one_based, shared_ends
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
@@ -36,80 +26,20 @@ from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS
 from megabase.inference.parts import Provenance
 from megabase.inference.variants.scorer import AlleleScore, VariantOptions, VariantScorer
-from megabase.inference.writers import Run, require_bigwig, write_bigwig
 from megabase.models.loading import Loaded
 from megabase.untrusted import parsing
 
-_COLUMNS = ("#Chrom", "Pos", "Ref", "Alt", "score", "percentile")
-"""As in the tables of CADD, whose readers take these too."""
-_BLOCK = 1 << 14
-"""Bytes of text of a block: as small as level 1 compresses well, since a look-up reads one."""
-_DECIMALS = 5
-"""Of a score: two passes over the same bases differ by less than the last of them."""
 _TBI_LIMIT = 1 << 29
 """Longest contig of a tabix index, by its format; csi takes longer ones."""
-_PERCENTILES = [f"{tenths / 10:.1f}" for tenths in range(1_001)]
-"""Texts of the percentiles, of which there are few."""
-_HEAD = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00BC\x02\x00"
+BLOCK_HEAD = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00BC\x02\x00"
 """Beginning of a bgzip block: flags, no time, an extra field of 6 bytes with the size of it."""
 _STEPS = 16
 """Blocks that a look-up passes one by one, before it halves the rest of the file."""
-_COLORS = ("0,128,0", "0,0,255", "255,166,0", "255,0,0")
-"""Of A, C, G and T in a logo, as everywhere."""
-_CONTAINER = (
-    "container multiWig", "type bigWig -10 10", "noInherit on", "aggregate stacked", "logo on",
-    "autoScale on", "visibility full", "maxHeightPixels 128:80:16",
-)  # fmt: skip
-"""Settings of a track that UCSC draws as letters, each as high as its score."""
 Missing = Literal["leave", "score"]
 """What is done with alleles that a table does not hold."""
 _METHOD = "llr_site"
 """What a table holds."""
 _NONE = (math.nan, math.nan)  # neither a score nor a percentile
-
-
-def pack_rows(
-    contig: str, at: NDArray[np.int64], ref: NDArray[np.uint8], alt: NDArray[np.int64],
-    scores: NDArray[np.float32], quantiles: NDArray[np.float32],
-) -> bytes:  # fmt: skip
-    """Give the rows of substitutions (n,) at 0-based positions `at`, as bgzip blocks."""
-    letters = pl.Series(list(BASES))
-    percentiles: pl.Series = pl.Series(["."]).new_from_index(0, len(at))
-    if len(quantiles):
-        below = np.maximum(np.searchsorted(quantiles, scores) - 1, 0)
-        percentiles = pl.Series(_PERCENTILES).gather(below)
-    columns = (
-        pl.Series([contig]).new_from_index(0, len(at)), pl.Series(one_based(at)),
-        letters.gather(ref), letters.gather(alt), pl.Series(scores), percentiles,
-    )  # fmt: skip
-    frame = pl.DataFrame(dict(zip(_COLUMNS, columns, strict=True)))
-    form: Any = {"separator": "\t", "float_precision": _DECIMALS, "quote_style": "never"}
-    return _bgzip(frame.write_csv(include_header=False, **form).encode())
-
-
-def _bgzip(text: bytes) -> bytes:
-    """Compress lines into bgzip blocks (SAM specification, section 4.1), each of whole lines."""
-    packed, at = [], 0
-    while at < len(text):
-        end = text.rfind(b"\n", at, at + _BLOCK) + 1 or len(text)
-        part, at = text[at:end], end
-        deflate = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-        body = deflate.compress(part) + deflate.flush()
-        packed += [_HEAD, struct.pack("<H", len(body) + 25), body]
-        packed.append(struct.pack("<2I", zlib.crc32(part), len(part)))
-    return b"".join(packed)
-
-
-def merge_table(about: Sequence[str], parts: list[Path], target: Path, made: Provenance) -> None:
-    """Write the header, with what the columns are, and parts that are bgzip blocks."""
-    head = [f"##megabase={made.to_json()}", *(f"##{line}" for line in about)]
-    text = "".join(f"{line}\n" for line in (*head, "\t".join(_COLUMNS)))
-    with target.open("wb") as file:
-        file.write(_bgzip(text.encode()))
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file)
-        file.write(BGZF_END)
 
 
 def write_index(path: Path, longest: int, in_order: bool = True) -> Path | None:
@@ -189,7 +119,7 @@ class _ScoreTable:
         low, high = at + 1, self._end
         while low < high:
             middle = (low + high) // 2
-            block = self._map.find(_HEAD, middle, self._end)
+            block = self._map.find(BLOCK_HEAD, middle, self._end)
             if block < 0 or self._first(block) >= key:
                 high = middle
             else:
@@ -215,73 +145,6 @@ class _ScoreTable:
 
     def _read(self, at: int) -> bytes:
         return zlib.decompress(self._map[at + 18 : self._next(at) - 8], -zlib.MAX_WBITS)
-
-
-class ScoreTracks:
-    """The files of tracks that are asked for: PREFIX.A.bw, ... and a folder for a hub."""
-
-    def __init__(
-        self, bigwig: str | None, hub: str | Path | None, assembly: str | None, overwrite: bool
-    ) -> None:
-        if assembly is not None and hub is None:
-            raise InputError("hub_genome names the genome of a hub; name its folder with hub")
-        self.assembly, self.hub = assembly, None if hub is None else Path(hub)
-        self.paths = [(base, Path(f"{bigwig}.{base}.bw")) for base in BASES if bigwig]
-        if self.hub is not None:
-            self.paths += [(base, self.hub / f"{base}.bw") for base in BASES]
-        if self.paths:
-            require_bigwig()
-        for _, path in self.paths:
-            if path.exists():  # the folder of a hub need not be there
-                check_output(path, overwrite, seeks=True)
-
-    def write(
-        self, parts: Sequence[Path], contigs: Mapping[str, int], genome: str, model: str
-    ) -> list[Path]:
-        """Write all from the parts of a table; give the files."""
-        if self.hub is not None:
-            self.hub.mkdir(parents=True, exist_ok=True)
-        for base, path in self.paths:
-            with atomic_file(path, overwrite=True, seeks=True) as file:
-                write_bigwig(Path(file.name), contigs, _runs(parts, base))
-        made = [path for _, path in self.paths]
-        if self.hub is None:
-            return made
-        what = f"log-probability of a base minus that of the reference, {model}"
-        labels = f"shortLabel substitutions\nlongLabel {what}\n"
-        tracks = ["track substitutions", labels + "\n".join(_CONTAINER), ""]
-        for base, color in zip(BASES, _COLORS, strict=True):
-            tracks += [
-                f"    track substitutions{base}", "    parent substitutions", "    type bigWig",
-                f"    bigDataUrl {base}.bw", f"    color {color}", f"    shortLabel {base}",
-                f"    longLabel {base}: {what}", "",
-            ]  # fmt: skip
-        texts = {
-            "hub.txt": f"hub megabase\n{labels}genomesFile genomes.txt\n",
-            "genomes.txt": f"genome {self.assembly or genome}\ntrackDb trackDb.txt\n",
-            "trackDb.txt": "\n".join(tracks),
-        }
-        for name, text in texts.items():
-            write_whole(self.hub / name, text)
-            made.append(self.hub / name)
-        return made
-
-
-def _runs(parts: Sequence[Path], base: str) -> Iterator[Run]:
-    """Read the scores of one alternative base, 0 where it is that of the genome."""
-    kinds = dict.fromkeys(_COLUMNS, pl.String) | {"Pos": pl.Int64, "score": pl.Float32}
-    for part in parts:
-        text = gzip.decompress(part.read_bytes())
-        if not text:
-            continue
-        rows = pl.read_csv(text, separator="\t", has_header=False, schema=kinds)
-        for (contig,), own in rows.group_by("#Chrom", maintain_order=True):
-            # Each position has three rows.
-            at = own["Pos"].to_numpy()[::3] - 1
-            scores = np.where(own["Alt"] == base, own["score"], np.float32(0)).reshape(-1, 3).sum(1)
-            cuts = np.flatnonzero(np.diff(at) > 1) + 1
-            for some, values in zip(np.split(at, cuts), np.split(scores, cuts), strict=True):
-                yield Run(str(contig), int(some[0]), values)
 
 
 class TableScorer(VariantScorer):
