@@ -190,7 +190,7 @@ def test_models_without_probabilities_of_bases_are_refused(
 
 
 def test_a_masked_model_is_asked_as_one(run: Path) -> None:
-    from megabase.data.regions import regions_of
+    from megabase.data.regions import Regions
     from megabase.evaluate.perplexity import evaluate
     from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
     from megabase.options import EvaluateOptions
@@ -200,7 +200,7 @@ def test_a_masked_model_is_asked_as_one(run: Path) -> None:
     found = evaluate(
         model,
         store,
-        regions_of(store, ["chr2:1-200"]),
+        Regions.read(store, ["chr2:1-200"]),
         EvaluateOptions(window=32, context_lengths=[], baselines=False),
     )
     assert found.objective == "masked"

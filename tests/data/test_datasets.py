@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from published import interval_item
 
-from megabase.data.regions import Intervals, Regions, split_genome
+from megabase.data.regions import Intervals, Regions
 from megabase.data.windows import (
     GenomeWindows,
     IntervalWindows,
@@ -78,7 +78,7 @@ def test_limit_on_n_holds_in_the_batch(store: Genome) -> None:
 
 
 def test_held_out_letters_never_reach_a_batch(store: Genome) -> None:
-    split = split_genome(store, include=["chr1"], test=["chr1:2,001-3,000"])
+    split = Regions.split(store, include=["chr1"], test=["chr1:2,001-3,000"])
     held_out = set(range(2000, 3000))
     for source in (RandomWindows(split["train"], seed=3), TiledWindows(split["train"])):
         windows = source.draw(0, np.arange(400), 100, 1)

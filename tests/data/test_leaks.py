@@ -13,7 +13,7 @@ from megabase.data.leaks import (
     leak_hint,
     rows_in_others,
 )
-from megabase.data.regions import regions_of
+from megabase.data.regions import Regions
 from megabase.genome import alphabet
 from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
@@ -122,6 +122,6 @@ def test_rows_of_the_pretraining_regions(tmp_path: Path) -> None:
         train=[(inside, "a"), (letters(200), "b")],
         test=[(turned(genome[900:1100]), "a"), (outside, "b"), (turned(outside), "b")],
     )
-    found = genome_overlap(splits, store, regions_of(store, ["chr1:1-2,000"]))
+    found = genome_overlap(splits, store, Regions.read(store, ["chr1:1-2,000"]))
     assert found["rows"] == {"train": 1, "test": 1}
     assert "2,000 bases" in found["genome"]

@@ -104,9 +104,9 @@ def meme(path: Path) -> None:
 
 def vcf(path: Path) -> None:
     from megabase.genome.tables import read_vcf
-    from megabase.genome.vcf import read_vcf_records
+    from megabase.genome.vcf import VcfRecord
 
-    for _ in read_vcf_records(path):
+    for _ in VcfRecord.read(path):
         pass
     read_vcf(path, of(path), info=("AF",))
 

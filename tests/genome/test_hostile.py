@@ -14,7 +14,7 @@ import pytest
 
 from megabase.errors import GenomeError, MegabaseError
 from megabase.genome.store import Genome
-from megabase.genome.vcf import read_vcf_records
+from megabase.genome.vcf import VcfRecord
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def bcf(path: Path) -> bytes:
 def test_damaged_bcf_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.bcf"
     whole = bcf(path)
-    assert len(list(read_vcf_records(path))) == 20
+    assert len(list(VcfRecord.read(path))) == 20
     draws = random.Random(0)
     broken = [whole[:18] + bytes([b]) + whole[19:] for b in range(0, 256, 16)]  # bad deflate data
     inside = bytearray(zlib.decompress(whole[18:], -15))
@@ -137,7 +137,7 @@ def test_damaged_bcf_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[s
     for content in broken:
         path.write_bytes(content)
         try:
-            list(read_vcf_records(path))
+            list(VcfRecord.read(path))
         except MegabaseError as error:
             messages.append(str(error))
     assert len(messages) > 50

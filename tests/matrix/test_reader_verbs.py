@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from megabase.cli.main import main
-from megabase.data.regions import regions_of
+from megabase.data.regions import Regions
 from megabase.data.sources import genome_store
 from megabase.errors import AmbiguousLettersWarning, UnknownContigError
 from megabase.genome.interval import Interval
@@ -194,7 +194,7 @@ def test_report_reads_a_vcf_without_the_line_of_its_format(folder: Path) -> None
 def test_the_name_of_a_contig_that_reads_as_a_place_is_ambiguous(folder: Path) -> None:
     Path("a.fa").write_text(f">chr1\n{BASES}{BASES}\n>chr1:100-150\n{BASES}\n>HLA:1\n{BASES}\n")
     store = Genome.build("a.fa", "a.mb")
-    for ask in (store.region, store.fetch, lambda text: regions_of(store, [text])):
+    for ask in (store.region, store.fetch, lambda text: Regions.read(store, [text])):
         with pytest.raises(UnknownContigError, match=r"write \{chr1:100-150\} for the contig, or"):
             ask("chr1:100-150")
     with pytest.raises(UnknownContigError, match="could be the contig of this name or a region"):

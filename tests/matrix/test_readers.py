@@ -20,7 +20,7 @@ import pytest
 from megabase.data.genome_labels import read_interval_text
 from megabase.data.label_files import read_text
 from megabase.data.labeled import label_splits
-from megabase.data.regions import regions_of
+from megabase.data.regions import Regions
 from megabase.data.sources import SequenceInput
 from megabase.errors import AmbiguousLettersWarning, LeftOutWarning, MegabaseError
 from megabase.genome.alphabet import decode
@@ -99,7 +99,7 @@ def intervals(path: Path, store: Genome) -> Any:
 
 
 def places(path: Path, store: Genome) -> Any:
-    found = regions_of(store, [path], strict=False)
+    found = Regions.read(store, [path], strict=False)
     return found.start.tolist(), found.end.tolist()
 
 

@@ -268,7 +268,7 @@ def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str] | RunData]]:
 
 
 def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
-    from megabase.data.regions import Regions, regions_of
+    from megabase.data.regions import Regions
     from megabase.genome.store import Genome
 
     found = []
@@ -278,6 +278,6 @@ def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
         if not isinstance(places, list):
             regions = places.regions(store, "train")
         elif places:
-            regions = regions_of(store, places)
+            regions = Regions.read(store, places)
         found.append(genome_overlap(task.splits, store, regions))
     return found

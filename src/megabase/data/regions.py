@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import InputError
+from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 
 if TYPE_CHECKING:
@@ -91,6 +92,58 @@ class Regions:
         """Make the set of every position of contigs with these lengths."""
         ends = np.fromiter(lengths, dtype=np.int64)
         return cls.of(np.arange(ends.size), np.zeros_like(ends), ends)
+
+    @classmethod
+    def read(cls, store: Genome, places: Iterable[Place], *, strict: bool = True) -> Regions:
+        """Give the union of contig names, regions and BED files, in any mixture; empty for none.
+
+        Strict: rows of BED files that are not on the genome are refused, for a held-out region must
+        not vanish; otherwise they are left out and counted.
+        """
+        from megabase.genome.tables import read_bed
+
+        found = cls.of([], [], [])
+        for place in places:
+            text = os.fspath(place)
+            if text.lower().endswith(_BED) or isinstance(place, Path):
+                table = read_bed(Path(text), store, columns=3, strict=strict)
+                found = found.union(cls.of(*Intervals.of(store, table)))
+            else:
+                interval = store.region(text)
+                index = store.contig_index(interval.contig)
+                found = found.union(cls.of([index], [interval.start], [interval.end]))
+        return found
+
+    @classmethod
+    def split(
+        cls, store: Genome, *, include: Iterable[Place] = (), exclude: Iterable[Place] = (),
+        validation: Iterable[Place] = (), test: Iterable[Place] = (),
+    ) -> dict[str, Regions]:  # fmt: skip
+        """Split a genome: training gets all that is included (None: everything) and not held out.
+
+        Gives disjoint ``train``, ``validation`` and ``test``; any may be empty but ``train``.
+        Held-out regions need not be among the included ones. An InputError when validation and test
+        overlap, or nothing is left for training.
+        """
+        included, excluded = list(include), cls.read(store, exclude)
+        allowed = cls.read(store, included) if included else cls.whole(store.lengths)
+        held_out = cls.read(store, validation), cls.read(store, test)
+        shared = held_out[0].intersect(held_out[1])
+        if len(shared):
+            name = store.contigs[int(shared.contig[0])].name
+            first = Interval(name, int(shared.start[0]), int(shared.end[0]))
+            raise InputError(
+                f"validation and test regions overlap, first at {first}; a base can be held out "
+                "for one of them only"
+            )
+        train = allowed.subtract(excluded).subtract(held_out[0]).subtract(held_out[1])
+        if len(train) == 0:
+            raise InputError(
+                "no position is left for training: the excluded, validation and test regions cover "
+                "everything that is included"
+            )
+        kept = [regions.subtract(excluded) for regions in held_out]
+        return {"train": train, "validation": kept[0], "test": kept[1]}
 
     @classmethod
     def _from_line(cls, low: _Ints, high: _Ints) -> Regions:
@@ -177,75 +230,25 @@ class Intervals(NamedTuple):
     start: _Ints
     end: _Ints
 
+    @classmethod
+    def of(cls, store: Genome, table: pl.DataFrame) -> Intervals:
+        """Give the rows of a frame with contig, start and end."""
+        contig = np.array([store.contig_index(name) for name in table["contig"]], dtype=np.int32)
+        return cls(contig, table["start"].to_numpy(), table["end"].to_numpy())
 
-def regions_of(store: Genome, places: Iterable[Place], *, strict: bool = True) -> Regions:
-    """Give the union of contig names, regions and BED files, in any mixture; empty for none.
+    @classmethod
+    def read(cls, store: Genome, path: Place, split: str) -> Intervals:
+        """Read the rows of one split from a BED file, in order; its fourth column names the split.
 
-    Strict: rows of BED files that are not on the genome are refused, for a held-out region must not
-    vanish; otherwise they are left out and counted.
-    """
-    from megabase.genome.tables import read_bed
+        The published ones have ``train``, ``valid`` and ``test``. An InputError when a row does not
+        lie on the genome, or no row is of this split.
+        """
+        from megabase.genome.tables import read_bed
 
-    found = Regions.of([], [], [])
-    for place in places:
-        text = os.fspath(place)
-        if text.lower().endswith(_BED) or isinstance(place, Path):
-            table = read_bed(Path(text), store, columns=3, strict=strict)
-            found = found.union(Regions.of(*_columns(store, table)))
-        else:
-            interval = store.region(text)
-            index = store.contig_index(interval.contig)
-            found = found.union(Regions.of([index], [interval.start], [interval.end]))
-    return found
-
-
-def _columns(store: Genome, table: pl.DataFrame) -> Intervals:
-    contig = np.array([store.contig_index(name) for name in table["contig"]], dtype=np.int32)
-    return Intervals(contig, table["start"].to_numpy(), table["end"].to_numpy())
-
-
-def read_intervals(store: Genome, path: Place, split: str) -> Intervals:
-    """Read the rows of one split from a BED file, in order; its fourth column names the split.
-
-    The published ones have ``train``, ``valid`` and ``test``. An InputError when a row does not lie
-    on the genome, or no row is of this split.
-    """
-    from megabase.genome.tables import read_bed
-
-    table = read_bed(Path(path), store, columns=4, strict=True)
-    names = table["name"].to_list() if "name" in table.columns else []
-    rows = table.filter([name == split for name in names]) if names else table.clear()
-    if rows.is_empty():
-        found = ", ".join(sorted({str(name) for name in names})) or "none: no fourth column"
-        raise InputError(f"{path} has no interval of split {split!r}; its splits are {found}")
-    return _columns(store, rows)
-
-
-def split_genome(
-    store: Genome, *, include: Iterable[Place] = (), exclude: Iterable[Place] = (),
-    validation: Iterable[Place] = (), test: Iterable[Place] = (),
-) -> dict[str, Regions]:  # fmt: skip
-    """Split a genome: training gets all that is included (None: everything) and not held out.
-
-    Gives disjoint ``train``, ``validation`` and ``test``; any may be empty but ``train``. Held-out
-    regions need not be among the included ones. An InputError when validation and test
-    overlap, or nothing is left for training.
-    """
-    included, excluded = list(include), regions_of(store, exclude)
-    allowed = regions_of(store, included) if included else Regions.whole(store.lengths)
-    held_out = regions_of(store, validation), regions_of(store, test)
-    shared = held_out[0].intersect(held_out[1])
-    if len(shared):
-        name = store.contigs[int(shared.contig[0])].name
-        raise InputError(
-            f"validation and test regions overlap, first at {name}:{int(shared.start[0]) + 1:,}-"
-            f"{int(shared.end[0]):,}; a base can be held out for one of them only"
-        )
-    train = allowed.subtract(excluded).subtract(held_out[0]).subtract(held_out[1])
-    if len(train) == 0:
-        raise InputError(
-            "no position is left for training: the excluded, validation and test regions cover "
-            "everything that is included"
-        )
-    kept = [regions.subtract(excluded) for regions in held_out]
-    return {"train": train, "validation": kept[0], "test": kept[1]}
+        table = read_bed(Path(path), store, columns=4, strict=True)
+        names = table["name"].to_list() if "name" in table.columns else []
+        rows = table.filter([name == split for name in names]) if names else table.clear()
+        if rows.is_empty():
+            found = ", ".join(sorted({str(name) for name in names})) or "none: no fourth column"
+            raise InputError(f"{path} has no interval of split {split!r}; its splits are {found}")
+        return cls.of(store, rows)

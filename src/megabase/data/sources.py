@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.data.label_files import TABLE_SUFFIXES, read_sequence_table
-from megabase.data.regions import regions_of
+from megabase.data.regions import Regions
 from megabase.errors import GenomeError, InputError
 from megabase.genome.alphabet import encode, warn_ambiguous
 from megabase.genome.fasta import Header, read_fasta
@@ -178,7 +178,7 @@ class SequenceInput:
         with genome_store(str(self.genome)) as store:
             bed = self.found_kind == "bed"
             found = self._read_intervals(store, context) if bed else self._read_alleles(store)
-            kept = regions_of(store, self.regions) if self.regions else None
+            kept = Regions.read(store, self.regions) if self.regions else None
             for item in found:
                 place = item.interval
                 assert place is not None  # both kinds have one

@@ -21,7 +21,7 @@ from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Strand, zero_based
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import Genome
-from megabase.genome.vcf import checked_records, is_bcf
+from megabase.genome.vcf import VcfRecord, is_bcf
 
 BedKind = Literal["auto", "bed", "narrowPeak", "broadPeak"]
 
@@ -304,7 +304,7 @@ def read_vcf(
     source = _RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
     left_out = LeftOut(source.path, source.unit, strict)
     rows: list[tuple[Any, ...]] = []
-    for number, (record, index, problem) in enumerate(checked_records(source.path, store)):
+    for number, (record, index, problem) in enumerate(VcfRecord.checked(source.path, store)):
         if wrong := record.why_unplaced(problem):
             error = UnknownContigError if wrong == "UNKNOWN_CONTIG" else InputError
             why, count = partial(record.why_unusable, store, wrong), max(1, len(record.alts))

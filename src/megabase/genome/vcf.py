@@ -55,6 +55,60 @@ class VcfRecord:
         fields = (contig, str(one_based(position)), ".", ref, ",".join(alts) or ".", *"...")
         return cls(line, fields, contig, position, ref, alts)
 
+    @classmethod
+    def read(cls, path: str | Path, *, sites: bool = False) -> Iterator[VcfRecord]:
+        """Stream the records of a VCF (plain, gzip, bgzip) or BCF file, in file order.
+
+        `sites` drops the columns of the genotypes at once. An InputError names file and line of the
+        first record that has no eight columns or no position.
+        """
+        path = Path(path)
+        read_vcf_header(path)
+        unit = "record" if is_bcf(path) else "line"
+        for number, text in _lines(path):
+            if text.startswith("#") or not text.strip():
+                continue
+            fields = tuple(text.split("\t", _SITES)[:_SITES] if sites else text.split("\t"))
+            contig, position, _, ref, alt = fields[:5] if len(fields) >= _SITES else ("",) * 5
+            wrong = ""
+            if len(fields) < _SITES:
+                found = f"{len(fields)}: {text[:60]!r}"
+                wrong = f"expected 8 columns or more separated by tabs, found {found}"
+            elif not contig.strip():
+                wrong = "the first column, the contig, is empty"
+            elif not re.fullmatch(r"-?[0-9]+", position) or len(position) > _LONGEST_POSITION:
+                wrong = f"POS must be a whole number, found {position[:40]!r}"
+            if wrong:
+                raise InputError(f"{path}, {unit} {number:,}: {wrong}")
+            alts = () if alt == "." else tuple(alt.split(","))
+            yield cls(number, fields, contig, zero_based(int(position)), ref, alts)
+
+    @classmethod
+    def checked(
+        cls, path: Path, store: Genome | None, advice: str | None = ""
+    ) -> Iterator[tuple[VcfRecord, int | None, Reason | None]]:
+        """Stream the sites of a file with what a genome says: record, contig index and reason.
+
+        The reason is why no allele can be used (:meth:`check`); without a genome, only ``NO_ALT``
+        is known. Once the whole file was read, an InputError for REF of another assembly, with
+        `advice` on what can be done besides taking another genome; None accepts such a file.
+        """
+        compared = mismatches = 0
+        for record in cls.read(path, sites=True):
+            if store is None:
+                yield record, None, None if record.alts else "NO_ALT"
+                continue
+            contig = store.find_contig(record.contig)
+            reason = record.check(store, contig)
+            compared += reason in (None, "NO_ALT", "REF_MISMATCH")
+            mismatches += reason == "REF_MISMATCH"
+            yield record, contig, reason
+        if store and advice is not None and mismatches > max(_ONE, _MANY * compared):
+            raise InputError(
+                f"{path}: REF differs from genome {store.name!r} in {mismatches:,} of {compared:,} "
+                f"records; is the file made for another assembly? Use its genome{advice}"
+            )
+
     def check(self, store: Genome, contig: int | None) -> Reason | None:
         """Say why no allele can be used; `contig` is its index in the store, if any."""
         if contig is None:
@@ -79,7 +133,7 @@ class VcfRecord:
         return "SYMBOLIC_ALT" if symbolic else "ALT_NOT_BASES"
 
     def why_unplaced(self, reason: Reason | None) -> Reason | None:
-        """Say why there is no locus at all; `reason` is what :func:`checked_records` gave."""
+        """Say why there is no locus at all; `reason` is what :meth:`checked` gave."""
         if reason in _PLACELESS:
             return reason
         if self.position < 0:
@@ -170,57 +224,3 @@ def read_vcf_header(path: str | Path) -> list[str]:
         f"{path} is not VCF: expected a header ('##fileformat=VCF...' first, '#CHROM...' last) "
         "before the first record"
     )
-
-
-def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRecord]:
-    """Stream the records of a VCF (plain, gzip, bgzip) or BCF file, in file order.
-
-    `sites` drops the columns of the genotypes at once. An InputError names file and line of the
-    first record that has no eight columns or no position.
-    """
-    path = Path(path)
-    read_vcf_header(path)
-    unit = "record" if is_bcf(path) else "line"
-    for number, text in _lines(path):
-        if text.startswith("#") or not text.strip():
-            continue
-        fields = tuple(text.split("\t", _SITES)[:_SITES] if sites else text.split("\t"))
-        contig, position, _, ref, alt = fields[:5] if len(fields) >= _SITES else ("",) * 5
-        wrong = ""
-        if len(fields) < _SITES:
-            found = f"{len(fields)}: {text[:60]!r}"
-            wrong = f"expected 8 columns or more separated by tabs, found {found}"
-        elif not contig.strip():
-            wrong = "the first column, the contig, is empty"
-        elif not re.fullmatch(r"-?[0-9]+", position) or len(position) > _LONGEST_POSITION:
-            wrong = f"POS must be a whole number, found {position[:40]!r}"
-        if wrong:
-            raise InputError(f"{path}, {unit} {number:,}: {wrong}")
-        alts = () if alt == "." else tuple(alt.split(","))
-        yield VcfRecord(number, fields, contig, zero_based(int(position)), ref, alts)
-
-
-def checked_records(
-    path: Path, store: Genome | None, advice: str | None = ""
-) -> Iterator[tuple[VcfRecord, int | None, Reason | None]]:
-    """Stream the sites of a file with what a genome says: record, contig index and reason.
-
-    The reason is why no allele can be used (:meth:`VcfRecord.check`); without a genome, only
-    ``NO_ALT`` is known. Once the whole file was read, an InputError for REF of another assembly,
-    with `advice` on what can be done besides taking another genome; None accepts such a file.
-    """
-    compared = mismatches = 0
-    for record in read_vcf_records(path, sites=True):
-        if store is None:
-            yield record, None, None if record.alts else "NO_ALT"
-            continue
-        contig = store.find_contig(record.contig)
-        reason = record.check(store, contig)
-        compared += reason in (None, "NO_ALT", "REF_MISMATCH")
-        mismatches += reason == "REF_MISMATCH"
-        yield record, contig, reason
-    if store and advice is not None and mismatches > max(_ONE, _MANY * compared):
-        raise InputError(
-            f"{path}: REF differs from genome {store.name!r} in {mismatches:,} of {compared:,} "
-            f"records; is the file made for another assembly? Use its genome{advice}"
-        )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 import polars as pl
 
-from megabase.data.regions import Regions, regions_of
+from megabase.data.regions import Regions
 from megabase.data.sources import genome_store
 from megabase.errors import InputError, OutputError
 from megabase.evaluate.sequences import Stitch
@@ -109,7 +109,7 @@ def predict_track(
     with genome_store(genome) as store:
         kept = Regions.whole(store.lengths)
         if regions:
-            kept = regions_of(store, regions, strict=strict)
+            kept = Regions.read(store, regions, strict=strict)
         columns = (one.tolist() for one in (kept.contig, kept.start, kept.end))
         chosen = [(store.contigs[i].name, *span) for i, *span in zip(*columns, strict=True)]
 

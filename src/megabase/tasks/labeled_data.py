@@ -25,7 +25,7 @@ from megabase.data.labeled import (
     published_split,
     split_rows,
 )
-from megabase.data.regions import Regions, regions_of, split_genome
+from megabase.data.regions import Regions
 from megabase.errors import ConfigError, InputError
 from megabase.genome.store import Genome
 from megabase.tasks.config import ExamplesConfig, GenomeConfig, LabeledConfig
@@ -99,7 +99,7 @@ def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
                 f"{name} and genome.{name} are both given; name a file of intervals, or places "
                 "whose rows are taken from train"
             )
-    places = {name: regions_of(store, getattr(genome, name)) for name in ("train", *files)}
+    places = {name: Regions.read(store, getattr(genome, name)) for name in ("train", *files)}
     train = places["train"] if genome.train else None
     parts = divide_rows(read(config.train), store, train, places["valid"], places["test"])
     for name in files:
@@ -129,7 +129,7 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     places = {"valid": genome.valid, "test": genome.test}
     others = {"valid": config.valid, "test": config.test}
     own = {name: places[name] for name in places if others[name] is None}
-    split = split_genome(
+    split = Regions.split(
         store, include=genome.train, validation=own.get("valid", ()), test=own.get("test", ())
     )
     regions = {"train": split["train"]}
@@ -147,7 +147,7 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     for name, path in others.items():
         if path is not None:
             other, chosen = Genome(path), places[name]
-            part = regions_of(other, chosen) if chosen else Regions.whole(other.lengths)
+            part = Regions.read(other, chosen) if chosen else Regions.whole(other.lengths)
             found[name] = label_windows(other, part, _source(genome, other), **size)
     empty = [name for name, count in found["train"].class_counts().items() if not count]
     if empty:

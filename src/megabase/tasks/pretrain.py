@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
-from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
+from megabase.data.regions import Intervals, Regions
 from megabase.data.windows import (
     GenomeWindows,
     IntervalWindows,
@@ -194,13 +194,13 @@ def _objective(spec: ObjectiveConfig) -> Objective:
 def _build_source(
     data: DataConfig, store: Genome, seed: int
 ) -> tuple[dict[str, Regions], WindowSource]:
-    split = split_genome(
+    split = Regions.split(
         store, include=data.include, exclude=data.exclude, validation=data.validation,
         test=data.test,
     )  # fmt: skip
     common: dict[str, Any] = {"seed": seed, "reverse_complement": data.reverse_complement}
     if data.windows == "random":
-        weights = [(regions_of(store, [name]), one) for name, one in data.weights.items()]
+        weights = [(Regions.read(store, [name]), one) for name, one in data.weights.items()]
         return split, RandomWindows(
             split["train"], max_n_fraction=data.max_n_fraction, store=store, weights=weights,
             **common,
@@ -208,10 +208,10 @@ def _build_source(
     if data.windows == "tiled":
         return split, TiledWindows(split["train"], **common)
     path = data.intervals or ""
-    rows = read_intervals(store, path, "train")
+    rows = Intervals.read(store, path, "train")
     split["train"] = Regions.of(*rows)
     if not len(split["validation"]):
-        split["validation"] = Regions.of(*read_intervals(store, path, "valid"))
+        split["validation"] = Regions.of(*Intervals.read(store, path, "valid"))
     return split, IntervalWindows(
         rows,
         contig_lengths=np.array([c.length for c in store.contigs], dtype=np.int64),

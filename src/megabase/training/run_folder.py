@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import safe_open
 
 from megabase import __version__
-from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
+from megabase.data.regions import Intervals, Regions
 from megabase.errors import ConfigError, InputError, MegabaseError, RunError
 from megabase.genome.files import LOCK_NAME, Lock, write_json, write_whole, writing
 from megabase.genome.store import Genome
@@ -226,14 +226,14 @@ class RunData(RunFolder):
         with parsing(self.path / "data.json", self.error):
             split = self.data["splits"][part]
             if len(split["regions"]) == split["number_of_regions"]:
-                return regions_of(store, split["regions"])
+                return Regions.read(store, split["regions"])
             # The record lists only the beginning: the split is worked out again.
             settings: dict[str, Any] = self.config()["data"]
             if settings["windows"] == "intervals" and part == "train":
-                found = Regions.of(*read_intervals(store, settings["intervals"], "train"))
+                found = Regions.of(*Intervals.read(store, settings["intervals"], "train"))
             else:
                 names = ("include", "exclude", "validation", "test")
-                found = split_genome(store, **{key: settings[key] for key in names})[part]
+                found = Regions.split(store, **{key: settings[key] for key in names})[part]
             if found.total != split["bases"]:
                 raise self.error(
                     f"the {part} regions of the run {self.path} cannot be worked out again from "
@@ -283,7 +283,7 @@ class RunData(RunFolder):
         elif run is not None and genome.checksum != run.genome_checksum:
             own = None  # another genome on purpose: the split of the run says nothing about it
         if regions:
-            found = regions_of(genome, regions)
+            found = Regions.read(genome, regions)
         elif own is None:
             raise ConfigError("regions=... is missing: name contigs, regions or BED files")
         else:
@@ -291,7 +291,7 @@ class RunData(RunFolder):
             if not len(found):
                 raise ConfigError(f"the run {own.path} held nothing out for test; give regions=...")
         if train_regions:
-            return genome, found, regions_of(genome, train_regions)
+            return genome, found, Regions.read(genome, train_regions)
         return genome, found, None if own is None else own.regions(genome, "train")
 
 

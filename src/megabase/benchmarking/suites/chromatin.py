@@ -18,7 +18,7 @@ import polars as pl
 from megabase.benchmarking.config import BenchmarkConfig, ChromatinConfig
 from megabase.benchmarking.suites import Suite, Task, published
 from megabase.data.labeled import LabelTable, label_splits
-from megabase.data.regions import Regions, regions_of, split_genome
+from megabase.data.regions import Regions
 from megabase.errors import InputError, MissingDependencyError
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval
@@ -107,14 +107,14 @@ def _from_peaks(
     chosen = config.chromatin
     if not chosen.test:
         raise InputError("chromatin.test is empty; name the places of the test windows")
-    split = split_genome(
+    split = Regions.split(
         store, include=chosen.regions, validation=chosen.validation, test=chosen.test
     )
     peaks: dict[str, Regions] = {}
     notes: list[str] = []
     for name in sorted(chosen.peaks, key=lambda name: (name.split(":")[0], name)):
         path = Path(chosen.peaks[name]).expanduser()
-        peaks[name] = regions_of(store, [path], strict=False)
+        peaks[name] = Regions.read(store, [path], strict=False)
         notes.append(f"{name}: {len(peaks[name]):,} peaks of {path.name}")
     found: dict[str, pl.DataFrame] = {}
     parts = {"train": split["train"], "valid": split["validation"], "test": split["test"]}

@@ -36,7 +36,7 @@ from megabase.genome.interval import one_based
 from megabase.genome.kmers import pack_kmers
 from megabase.genome.left_out import LeftOut, Reason
 from megabase.genome.store import Genome
-from megabase.genome.vcf import VcfRecord, read_vcf_records
+from megabase.genome.vcf import VcfRecord
 from megabase.inference.variants.calibration import columns, context_of
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.vcf_file import score_variants_file
@@ -207,7 +207,7 @@ def _placed(
 def _clinvar(path: Path, min_stars: int) -> pl.DataFrame:
     """Read a VCF of ClinVar: the label is CLNSIG, the subset the most severe consequence of MC."""
     rows: list[tuple[str, int, str, str, str, str]] = []
-    for record in read_vcf_records(path, sites=True):
+    for record in VcfRecord.read(path, sites=True):
         info = dict(re.findall(r"(\w+)=([^;]*)", record.fields[7]))
         review = info.get("CLNREVSTAT", "").lower()
         stars = next((stars for word, stars in _STARS if word in review), 0)

@@ -35,7 +35,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from megabase.data.regions import Regions, regions_of
+from megabase.data.regions import Regions
 from megabase.data.sources import genome_store
 from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
@@ -432,7 +432,7 @@ def score_all(
     again = run.get("overwrite", False) or run.get("resume", False)
     tracks, count, written = _Tracks(bigwig, hub, hub_genome, again), 0, [output]
     with genome_store(genome) as store:
-        kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
+        kept = Regions.read(store, regions) if regions else Regions.whole(store.lengths.tolist())
         passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}
         with threads(run.get("threads", 1)):  # as in the processes: equal numbers
             drawing = _Scorer.load(model, store.path, settings, **passes)

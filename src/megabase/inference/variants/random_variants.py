@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from megabase.data.regions import Regions, regions_of
+from megabase.data.regions import Regions
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, BASES, T, decode
@@ -68,7 +68,7 @@ def calibrate_variants(
         output = Path(folder) / CALIBRATION_FILE
     require_suffix(output, (".npz",))
     with genome_store(genome) as store:
-        kept = regions_of(store, regions) if regions else Regions.whole(store.lengths)
+        kept = Regions.read(store, regions) if regions else Regions.whole(store.lengths)
 
         def describe(scorer: VariantScorer) -> Provenance:
             return scorer.provenance("calibrate", regions=list(regions), **draws)

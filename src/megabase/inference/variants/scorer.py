@@ -17,7 +17,7 @@ from megabase.genome.consequences import Annotation, Consequence
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
-from megabase.genome.vcf import VcfRecord, read_vcf_records
+from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
@@ -305,7 +305,7 @@ class VariantScorer:
 
 def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
     if isinstance(variants, Path) or (isinstance(variants, str) and ":" not in variants):
-        return list(read_vcf_records(variants))
+        return list(VcfRecord.read(variants))
     given = [variants] if isinstance(variants, str) else variants
     records = []
     for number, one in enumerate(given, start=1):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Unpack
 
 import polars as pl
 
-from megabase.data.regions import Regions, regions_of
+from megabase.data.regions import Regions
 from megabase.data.sources import genome_store, no_file
 from megabase.errors import InputError, OutputError
 from megabase.genome import vcf
@@ -70,7 +70,7 @@ def _survey(
     records = usable = 0
     in_order, last, position = True, None, -2
     advice = None if allow_mismatches else ", or score the rest with allow_mismatches=True"
-    for record, contig, reason in vcf.checked_records(path, store, advice):
+    for record, contig, reason in vcf.VcfRecord.checked(path, store, advice):
         if not _is_kept(record, contig, kept):
             continue
         records += 1
@@ -131,7 +131,7 @@ def score_variants_file(
     with genome_store(genome) as store:
         if not source.is_file():
             raise InputError(no_file(source))
-        kept = regions_of(store, regions) if regions else None
+        kept = Regions.read(store, regions) if regions else None
         header = vcf.read_vcf_header(source)
         as_vcf = output.name.lower().endswith(_VCF_SUFFIXES)
         if as_vcf:
@@ -185,7 +185,7 @@ def _chunks(
     store = Genome(genome)
     records = (
         one
-        for one in enumerate(vcf.read_vcf_records(source))
+        for one in enumerate(vcf.VcfRecord.read(source))
         if kept is None or _is_kept(one[1], store.find_contig(one[1].contig), kept)
     )
     yield list(islice(records, _CHUNK))
