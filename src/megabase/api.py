@@ -35,8 +35,13 @@ from megabase.inference.generation.generate import (
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import split_options
 from megabase.inference.motifs import Effect, Matrix, ablate, marginalize
-from megabase.inference.prediction import Predictions, predict, predict_file
-from megabase.inference.prediction_track import TrackOptions, predict_track
+from megabase.inference.prediction import (
+    Predictions,
+    TrackOptions,
+    predict,
+    predict_file,
+    predict_track,
+)
 from megabase.inference.scoring import SequenceScores, score, score_file
 from megabase.inference.variants.every_snv import score_all
 from megabase.inference.variants.random_variants import calibrate_variants

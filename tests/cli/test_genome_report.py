@@ -14,7 +14,7 @@ import torch
 
 from megabase.cli.main import main
 from megabase.data.sources import genome_store
-from megabase.evaluate.base_probabilities import base_probabilities, log_likelihood
+from megabase.evaluate.log_probs import base_probabilities, log_likelihood
 from megabase.genome.alphabet import encode
 from megabase.genome.interval import Interval
 from megabase.inference.ism import ism

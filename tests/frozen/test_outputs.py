@@ -71,7 +71,7 @@ def test_two_processes_write_the_same_bytes(case: Case, folder: Path) -> None:
 SMALL_CHUNKS = {
     "inference.variants.vcf_file._CHUNK": 2,
     "inference.ism._CHUNK": 4,
-    "inference.prediction_track._BLOCK": 300,
+    "inference.prediction._BLOCK": 300,
     "inference.variants.every_snv._BLOCK": 100,
     "inference.variants.random_variants._CHUNK": 3,
     "data.sources._CHUNK_SEQUENCES": 2,

@@ -21,8 +21,14 @@ from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.evaluate.sequences import plan_windows
 from megabase.genome.alphabet import encode
-from megabase.inference.prediction import Predictor, predict, predict_file
-from megabase.inference.prediction_track import TrackOptions, _call_regions, predict_track
+from megabase.inference.prediction import (
+    Predictor,
+    TrackOptions,
+    _call_regions,
+    predict,
+    predict_file,
+    predict_track,
+)
 from megabase.inference.writers import Run, write_bigwig
 from megabase.models.adapt.prompt import PromptedModel, PromptSpec, save_prompt
 from megabase.models.auto import load_model
@@ -286,7 +292,7 @@ def test_a_track_is_the_same_by_region_and_for_any_number_of_workers(
     common: dict[str, Any] = {"options": options, "workers": 1}
     genome, model = folder / "genome.fa", str(folder / "bases")
     (whole,) = predict_track(model, genome, folder / "whole.bw", **common)
-    monkeypatch.setattr("megabase.inference.prediction_track._BLOCK", 37)
+    monkeypatch.setattr("megabase.inference.prediction._BLOCK", 37)
     (again,) = predict_track(model, genome, folder / "again.bw", batch_tokens=120, **common)
     (part,) = predict_track(model, genome, folder / "part.bw", regions=["chr1:101-230"], **common)
     first = pyBigWig.open(str(whole))

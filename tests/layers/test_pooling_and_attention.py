@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megabase.errors import MegabaseError
-from megabase.layers.attention import SelfAttention
+from megabase.layers.backbone import SelfAttention
 from megabase.layers.pooling import pool
 
 HIDDEN = torch.arange(1.0, 11.0).reshape(1, 5, 2).repeat(3, 1, 1)

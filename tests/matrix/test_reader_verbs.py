@@ -23,7 +23,7 @@ from megabase.errors import AmbiguousLettersWarning, UnknownContigError
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 from megabase.inference.ism import ism
-from megabase.inference.prediction_track import _region_texts
+from megabase.inference.prediction import _region_texts
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from megabase.errors import ConfigError, InputError
-from megabase.objectives.labels import SequenceLabels, TrackLabels
-from megabase.objectives.units import Units
+from megabase.objectives.labels import SequenceLabels, TrackLabels, Units
 
 LABELS = np.array([[1.0, 0.0], [4.0, 12.0], [np.nan, 3.0], [2.5, 1.0]], dtype=np.float32)
 

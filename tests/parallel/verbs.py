@@ -16,7 +16,7 @@ import torch
 from ranks import LABELED, MODELS, perturb
 from train import launch
 
-import megabase.inference.prediction_track
+import megabase.inference.prediction
 import megabase.inference.scoring  # loaded before the processes part
 from megabase.cli.main import main as command
 from megabase.models.tokenizers.character import DNATokenizer

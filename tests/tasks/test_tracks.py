@@ -17,8 +17,7 @@ from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import MegabaseError
 from megabase.genome.alphabet import decode
 from megabase.genome.store import Genome
-from megabase.inference.prediction import predict
-from megabase.inference.prediction_track import TrackOptions, predict_track
+from megabase.inference.prediction import TrackOptions, predict, predict_track
 from megabase.inference.variants.scorer import score_variants
 from megabase.models.auto import load_model
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
-from megabase.layers.attention import SelfAttention
-from megabase.layers.backbone import Backbone, Block
+from megabase.layers.backbone import Backbone, Block, SelfAttention
 from megabase.layers.hyena import ACTIVATIONS, HyenaOperator
 from megabase.layers.linear import (
     bare,

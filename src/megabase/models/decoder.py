@@ -18,8 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from megabase.errors import sequence_too_long
-from megabase.layers.attention import SelfAttention
-from megabase.layers.backbone import Backbone, Block, Embeddings
+from megabase.layers.backbone import Backbone, Block, Embeddings, SelfAttention
 from megabase.layers.hyena import (
     FilterOptions,
     HyenaFilter,

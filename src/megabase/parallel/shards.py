@@ -26,8 +26,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from megabase.errors import ConfigError, InputError, sequence_too_long
-from megabase.layers.attention import SelfAttention
-from megabase.layers.backbone import Block
+from megabase.layers.backbone import Block, SelfAttention
 from megabase.layers.hyena import ACTIVATIONS, HyenaOperator
 from megabase.layers.linear import bare
 from megabase.layers.mamba import MambaMixer

@@ -35,7 +35,7 @@ from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.labels import InContext
 from megabase.settings import Stage, TrainConfig
 from megabase.tasks.config import InContextConfig
-from megabase.tasks.labeled import answer_metrics
+from megabase.tasks.finetune import answer_metrics
 from megabase.tasks.labeled_data import describe_data, read_files, split_lines
 from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out
 from megabase.training.evaluation import EvalSet, evaluate

@@ -33,7 +33,7 @@ from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.objectives.labels import LabelTokens
 from megabase.settings import StartConfig
 from megabase.tasks.config import PromptConfig, PromptSettings
-from megabase.tasks.labeled import LabeledRun, measure_splits
+from megabase.tasks.finetune import LabeledRun, measure_splits
 from megabase.tasks.run import Done, Plan, RunResult, execute
 
 

@@ -172,7 +172,7 @@ def _expect(
 ) -> None:
     import numpy as np
 
-    from megabase.evaluate.base_probabilities import (
+    from megabase.evaluate.log_probs import (
         allele_views,
         base_probabilities,
         log_likelihood,

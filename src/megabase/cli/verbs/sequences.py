@@ -147,8 +147,12 @@ def _predict(args: Namespace) -> None:
     .tsv: a row for each sequence. With a genome alone the output is a track along it or along
     --regions: .bw, or .bed with the regions above --threshold.
     """
-    from megabase.inference.prediction import predict_file
-    from megabase.inference.prediction_track import TRACK_SUFFIXES, TrackOptions, predict_track
+    from megabase.inference.prediction import (
+        TRACK_SUFFIXES,
+        TrackOptions,
+        predict_file,
+        predict_track,
+    )
 
     track = str(args.output).lower().endswith(TRACK_SUFFIXES)
     if track and args.input is not None:
