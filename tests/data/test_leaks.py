@@ -15,7 +15,7 @@ from megabase.data.leaks import (
 )
 from megabase.data.regions import Regions
 from megabase.genome import alphabet
-from megabase.genome.kmers import pack_kmers
+from megabase.genome.alphabet import pack_kmers
 from megabase.genome.store import Genome
 
 RNG = np.random.default_rng(5)

@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from megabase.genome.alphabet import encode
-from megabase.genome.kmers import dinucleotide_shuffle, pack_kmers
+from megabase.genome.alphabet import dinucleotide_shuffle, encode, pack_kmers
 
 DNA = "ACGTNacgtTTGCAANRGGATCCAGTACCGTTTAACGATTGCAGTCATGCA" * 2
 

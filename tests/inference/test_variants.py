@@ -16,9 +16,9 @@ from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
 from megabase.inference.scoring import STRANDS
-from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import METHODS as METHODS_OF
 from megabase.inference.variants.methods import PLACEMENTS, AlleleWindows
+from megabase.inference.variants.prefix import HyenaPrefix
 from megabase.inference.variants.scorer import score_variants
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM

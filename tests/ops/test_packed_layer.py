@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.inference.variants.hyena_prefix import _Layers
+from megabase.inference.variants.prefix import _Layers
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.ops import backend, kernels
 from megabase.ops.hyena_mixer.packed import letter_log_probs

@@ -17,7 +17,7 @@ from megabase.data.hashing import mix64
 from megabase.data.labeled import LabeledSequences
 from megabase.data.regions import Regions
 from megabase.genome import alphabet
-from megabase.genome.kmers import pack_kmers
+from megabase.genome.alphabet import pack_kmers
 from megabase.genome.store import Genome
 
 _K_NEAR = 16

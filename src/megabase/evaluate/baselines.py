@@ -21,7 +21,7 @@ from megabase.data.labeled import LabeledSequences
 from megabase.data.leaks import RowKmers
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
-from megabase.genome.kmers import pack_kmers
+from megabase.genome.alphabet import pack_kmers
 
 _PENALTIES = tuple(float(f"1e{power}") for power in range(-5, 4))
 """Values of C (inverse penalty) that are tried; of alpha = 1 / C for numbers. From features that

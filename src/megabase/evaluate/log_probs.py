@@ -14,21 +14,17 @@ Shape suffixes: B batch, L positions, V columns of the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from megabase.data.labeled import IGNORED, LabeledSequences
 from megabase.data.vocabulary import MASK_ID, codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.sequences import plan_windows, run_batched
 from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, PAD, T, decode, encode
-from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
 from megabase.layers.backbone import Backbone
@@ -321,44 +317,6 @@ def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:
     known = base <= T
     own = probabilities[np.arange(len(codes)), np.where(known, base, 0)]
     return np.where(known, np.log(np.maximum(own, 1e-30)), np.nan).astype(np.float32)
-
-
-class NucleotidePredictions:
-    """Collects the class probabilities of every labeled base of a genome, and writes them.
-
-    `left` says whether the rows of a batch are padded on the left.
-    """
-
-    def __init__(self, windows: LabeledSequences, *, left: bool = False) -> None:
-        self._windows, self._left = windows, left
-        self._parts: list[tuple[NDArray[Any], ...]] = []
-
-    def __call__(self, rows: NDArray[np.int64], found: Any) -> None:
-        """Take the ``outputs`` (n, length, K) of the windows with these numbers."""
-        windows = self._windows
-        probabilities = found.outputs.softmax(dim=2).float().cpu().numpy()
-        width = probabilities.shape[1]
-        for row, values in zip(rows.tolist(), probabilities, strict=True):
-            size = min(int(windows.lengths[row]), width)
-            start = width - size if self._left else 0
-            interval = (windows.text.intervals or ())[int(windows.rows[row])]
-            first = int(windows.offsets[row])
-            truth = windows.labels[first : first + size]
-            known = np.flatnonzero(truth != IGNORED)
-            contig = np.repeat(np.array([interval.contig]), len(known))
-            part = contig, interval.start + known, truth[known], values[start + known]
-            self._parts.append(part)
-
-    def write(self, path: Path) -> None:
-        """Write a row for each labeled base: contig, 0-based position, label and p_CLASS."""
-        classes = self._windows.classes
-        contigs, positions, labels, table = map(np.concatenate, zip(*self._parts, strict=True))
-        frame = pl.DataFrame({
-            "contig": contigs, "position": positions, "label": np.array(classes)[labels],
-            **{f"p_{name}": table[:, i] for i, name in enumerate(classes)},
-        })  # fmt: skip
-        with atomic_file(path, overwrite=True) as file:
-            frame.write_parquet(file)
 
 
 def _window(model: Loaded, window: int | None) -> int:

@@ -25,8 +25,7 @@ from megabase.data.regions import Intervals, Regions
 from megabase.errors import InputError
 from megabase.evaluate.results import Baseline, Measure
 from megabase.evaluate.sequences import read_rows
-from megabase.genome.alphabet import BASE_BITS, N, T
-from megabase.genome.kmers import pack_kmers
+from megabase.genome.alphabet import BASE_BITS, N, T, pack_kmers
 from megabase.genome.store import Genome
 
 DEFAULT_RATE = 8.0

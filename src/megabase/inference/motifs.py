@@ -40,10 +40,9 @@ from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, InputWarning, MissingDependencyError, OutputError, warn
 from megabase.evaluate.sequences import codes_of
-from megabase.genome.alphabet import BASE_BITS, BASES, T, decode, encode
+from megabase.genome.alphabet import BASE_BITS, BASES, T, decode, dinucleotide_shuffle, encode
 from megabase.genome.files import atomic_file, check_output, numbered_lines
 from megabase.genome.interval import Strand
-from megabase.genome.kmers import dinucleotide_shuffle
 from megabase.genome.tables import write_bed
 from megabase.inference.jobs import split_options
 from megabase.inference.parts import Provenance

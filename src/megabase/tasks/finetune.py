@@ -10,21 +10,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
-from megabase.data.labeled import LabeledSequences, Ragged
+from megabase.data.labeled import IGNORED, LabeledSequences, Ragged
 from megabase.data.leaks import leak_hint
 from megabase.errors import ConfigError, InputError
 from megabase.evaluate import metrics
-from megabase.evaluate.log_probs import NucleotidePredictions
 from megabase.genome import alphabet
+from megabase.genome.files import atomic_file
 from megabase.models.adapt.build import build_classifier, build_encoder, save_classifier
 from megabase.models.auto import load_model
 from megabase.models.base import checkpoint_activations
@@ -370,7 +373,7 @@ def measure_splits(
         split = plan.splits[name]
         said, left = None, config.head.padding == "left"
         if config.predictions and name == "test":
-            said = NucleotidePredictions(split, left=left)
+            said = _NucleotidePredictions(split, left=left)
         windows = replace(windows, on_batch=said)
         if windows.metrics is not None and getattr(windows.objective, "units", None) is not None:
             windows = replace(windows, metrics=partial(cast("Any", windows.metrics), detail=True))
@@ -384,6 +387,44 @@ def measure_splits(
     if done.fabric.global_rank == 0 and kept:
         write_arrays(done.run / "outputs.npz", kept)
     return found
+
+
+class _NucleotidePredictions:
+    """Collects the class probabilities of every labeled base of a genome, and writes them.
+
+    `left` says whether the rows of a batch are padded on the left.
+    """
+
+    def __init__(self, windows: LabeledSequences, *, left: bool = False) -> None:
+        self._windows, self._left = windows, left
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+
+    def __call__(self, rows: NDArray[np.int64], found: Any) -> None:
+        """Take the ``outputs`` (n, length, K) of the windows with these numbers."""
+        windows = self._windows
+        probabilities = found.outputs.softmax(dim=2).float().cpu().numpy()
+        width = probabilities.shape[1]
+        for row, values in zip(rows.tolist(), probabilities, strict=True):
+            size = min(int(windows.lengths[row]), width)
+            start = width - size if self._left else 0
+            interval = (windows.text.intervals or ())[int(windows.rows[row])]
+            first = int(windows.offsets[row])
+            truth = windows.labels[first : first + size]
+            known = np.flatnonzero(truth != IGNORED)
+            contig = np.repeat(np.array([interval.contig]), len(known))
+            part = contig, interval.start + known, truth[known], values[start + known]
+            self._parts.append(part)
+
+    def write(self, path: Path) -> None:
+        """Write a row for each labeled base: contig, 0-based position, label and p_CLASS."""
+        classes = self._windows.classes
+        contigs, positions, labels, table = map(np.concatenate, zip(*self._parts, strict=True))
+        frame = pl.DataFrame({
+            "contig": contigs, "position": positions, "label": np.array(classes)[labels],
+            **{f"p_{name}": table[:, i] for i, name in enumerate(classes)},
+        })  # fmt: skip
+        with atomic_file(path, overwrite=True) as file:
+            frame.write_parquet(file)
 
 
 def finetune(

@@ -24,7 +24,7 @@ from megabase.training.checkpoint import Progress, SaveModel
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import Batches, EvalSet
 from megabase.training.process import build_fabric
-from megabase.training.run_folder import RunFolder, check_run, started_run
+from megabase.training.run_folder import RunFolder, check_run
 from megabase.training.schedule import LengthSchedule
 
 _Config = TypeVar("_Config", bound=RunConfig)
@@ -180,7 +180,7 @@ def execute(
         kept = RunFolder(Path(config.output)).finished_result(resolved, plan.data, config)
         if kept is not None:
             return RunResult(**kept)
-    with started_run(config, resolved, fabric, plan.data) as run:
+    with RunFolder.started(config, resolved, fabric, plan.data) as run:
         outcome = FitResult(Progress())
         if plan.trains:
             outcome = fit(

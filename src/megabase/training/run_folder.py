@@ -121,6 +121,33 @@ class RunFolder:
         """Whether the folder holds anything but a lock."""
         return self.path.is_dir() and any(path.name != LOCK_NAME for path in self.path.iterdir())
 
+    @staticmethod
+    @contextlib.contextmanager
+    def started(
+        config: RunConfig, resolved: str, fabric: Fabric, data: Mapping[str, Any]
+    ) -> Iterator[Path]:
+        """Own the folder of a run, its settings, environment and inputs recorded. A collective.
+
+        The error (the folder is taken, in use, cannot be written, or the inputs have changed) is
+        raised in all processes.
+        """
+        run = Path(config.output)
+        fabric.barrier()  # every process has checked the folder before the first one fills it
+        failure: MegabaseError | None = None
+        with contextlib.ExitStack() as stack:
+            if fabric.global_rank == 0:
+                try:
+                    stack.enter_context(RunFolder(run).owned())
+                    check_run(
+                        config, resolved, owned=True
+                    )  # another job may have come and gone since
+                    _start_run(config, resolved, data)
+                except MegabaseError as error:
+                    failure = error
+            if fabric.broadcast(failure is not None):
+                raise failure or RunError(f"the first process cannot begin the run in {run}")
+            yield run
+
     def refuse_taken(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse a file, and a folder that holds something without leave to go on or replace."""
         if self.path.exists() and not self.path.is_dir():
@@ -380,31 +407,6 @@ def _start_run(config: RunConfig, resolved: str, data: Mapping[str, Any]) -> Non
             record = {**first, "resumed": [*first.get("resumed", ()), record]}
         write_json(file, record)
         write_json(run / "data.json", data)
-
-
-@contextlib.contextmanager
-def started_run(
-    config: RunConfig, resolved: str, fabric: Fabric, data: Mapping[str, Any]
-) -> Iterator[Path]:
-    """Own the folder of a run, with its settings, environment and inputs recorded. A collective.
-
-    The error (the folder is taken, in use, cannot be written, or the inputs have changed) is raised
-    in all processes.
-    """
-    run = Path(config.output)
-    fabric.barrier()  # every process has checked the folder before the first one fills it
-    failure: MegabaseError | None = None
-    with contextlib.ExitStack() as stack:
-        if fabric.global_rank == 0:
-            try:
-                stack.enter_context(RunFolder(run).owned())
-                check_run(config, resolved, owned=True)  # another job may have come and gone since
-                _start_run(config, resolved, data)
-            except MegabaseError as error:
-                failure = error
-        if fabric.broadcast(failure is not None):
-            raise failure or RunError(f"the first process cannot begin the run in {run}")
-        yield run
 
 
 def environment() -> dict[str, Any]:

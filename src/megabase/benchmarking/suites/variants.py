@@ -29,11 +29,10 @@ from megabase.data.sources import genome_store
 from megabase.errors import InputError, InputWarning, warn
 from megabase.evaluate.markov import train_markov
 from megabase.evaluate.metrics import VARIANT_METRICS, measure_variants
-from megabase.genome.alphabet import decode, encode
+from megabase.genome.alphabet import decode, encode, pack_kmers
 from megabase.genome.consequences import SEVERITY, Annotation
 from megabase.genome.files import file_digest, without_nan, write_json, write_whole
 from megabase.genome.interval import one_based
-from megabase.genome.kmers import pack_kmers
 from megabase.genome.left_out import LeftOut, Reason
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord

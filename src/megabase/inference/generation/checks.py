@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.genome.alphabet import BASE_BITS, N, encode, reverse_complement
+from megabase.genome.alphabet import BASE_BITS, N, encode, pack_kmers, reverse_complement
 from megabase.genome.interval import Interval
-from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
 from megabase.inference.generation.generate import Generated
 

@@ -48,8 +48,8 @@ from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
-from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.prefix import HyenaPrefix
 from megabase.inference.variants.score_table import BLOCK_HEAD, write_index
 from megabase.inference.variants.scorer import DEFAULT_WINDOW
 from megabase.inference.writers import Run, require_bigwig, require_suffix, write_bigwig

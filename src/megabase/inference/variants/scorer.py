@@ -36,7 +36,6 @@ from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.calibration import Calibration, columns, context_of
-from megabase.inference.variants.hyena_prefix import HyenaPrefix
 from megabase.inference.variants.methods import (
     METHODS,
     PLACEMENTS,
@@ -47,7 +46,7 @@ from megabase.inference.variants.methods import (
     Pairs,
     Placement,
 )
-from megabase.inference.variants.prefix import MambaPrefix, score_letters
+from megabase.inference.variants.prefix import HyenaPrefix, MambaPrefix, score_letters
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, track_names
 from megabase.options import CalibratedScoring, PassOptions
