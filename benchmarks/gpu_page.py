@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu import shown
 from megabase.genome.files import write_whole
-from megabase.report.page import definitions, document, figure, section, table
-from megabase.report.style import Size, Theme
+from megabase.report.style import Size, Theme, definitions, document, figure, section, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

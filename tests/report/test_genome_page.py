@@ -27,7 +27,7 @@ from megabase.report.genome_page import (
     _TableRow,
     genes_track,
 )
-from megabase.report.page import _asset
+from megabase.report.style import _asset
 
 
 @pytest.fixture

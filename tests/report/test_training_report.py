@@ -15,8 +15,8 @@ import pytest
 from megabase.errors import OutputError, ReportError
 from megabase.genome.files import write_whole
 from megabase.report import run_page
-from megabase.report.page import document, figure
 from megabase.report.run_page import _build_run_page, _read_evaluation, _read_run, write_run_page
+from megabase.report.style import document, figure
 
 Record = dict[str, Any]
 

@@ -16,17 +16,20 @@ import numpy.typing as npt
 from megabase.errors import ReportError
 from megabase.evaluate.metrics import confusion
 from megabase.genome.files import write_whole
-from megabase.report.page import document, figure, section, table
 from megabase.report.plots import draw_lengths
 from megabase.report.style import (
     LINE_STYLES,
     Size,
     Theme,
     as_svg,
+    document,
+    figure,
     padded,
     require_matplotlib,
+    section,
     shortened,
     shown_name,
+    table,
 )
 
 if TYPE_CHECKING:

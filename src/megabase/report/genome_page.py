@@ -34,7 +34,7 @@ from megabase.genome.signal import BEDGRAPH, BIGWIG, Signal
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
 from megabase.genome.vcf import read_vcf_header
-from megabase.report.page import definitions, document, section, statistics
+from megabase.report.style import definitions, document, section, statistics
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -11,14 +11,22 @@ from typing import Any
 
 from megabase.errors import ReportError
 from megabase.genome.files import check_output, write_whole
-from megabase.report.page import definitions, document, figure, section, statistics, table
 from megabase.report.plots import (
     best_baseline,
     draw_baselines,
     draw_context_curve,
     draw_learning_curve,
 )
-from megabase.report.style import duration, require_matplotlib
+from megabase.report.style import (
+    definitions,
+    document,
+    duration,
+    figure,
+    require_matplotlib,
+    section,
+    statistics,
+    table,
+)
 from megabase.training.run_folder import RunFolder
 from megabase.untrusted import read_json
 
