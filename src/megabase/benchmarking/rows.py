@@ -13,14 +13,8 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites import Task
+from megabase.data import leaks
 from megabase.data.labeled import LabeledSequences, members_by_class, published_split, split_rows
-from megabase.data.leaks import (
-    count_leaks,
-    describe_pairs,
-    genome_overlap,
-    overlap_groups,
-    rows_in_others,
-)
 from megabase.errors import InputError
 from megabase.genome.files import write_json
 from megabase.tasks.labeled_data import digest, hash_of
@@ -93,10 +87,10 @@ class Splitter:
         if config.drop_leaks and "test" in splits:
             for name in splits.keys() & {"train", "valid"}:
                 share = config.leak_threshold
-                bad = rows_in_others(splits[name], [splits["test"]], share, both_ways=True)
+                bad = leaks.rows_in_others(splits[name], [splits["test"]], share, both_ways=True)
                 splits[name] = splits[name].take(np.flatnonzero(~bad))
         if not file.is_file():
-            found = count_leaks(task.splits, config.leak_threshold)
+            found = leaks.count_leaks(task.splits, config.leak_threshold)
             if config.drop_leaks:
                 found["dropped"] = {n: len(task.splits[n]) - len(splits[n]) for n in splits}
             write_json(file, {**found, "pretraining": _pretraining(config, task)})
@@ -155,7 +149,7 @@ class Splitter:
             return None
         key = digest(rows)
         if key not in self._groups:
-            self._groups[key] = overlap_groups(rows, self._config.together)
+            self._groups[key] = leaks.overlap_groups(rows, self._config.together)
         return self._groups[key]
 
     def apart(self, splits: Mapping[str, LabeledSequences]) -> npt.NDArray[np.bool_]:
@@ -170,7 +164,7 @@ class Splitter:
             if "valid" in splits and digest(splits["valid"]) != key:
                 others.append(splits["valid"])
             threshold = self._config.leak_threshold
-            self._apart[key] = ~rows_in_others(splits["test"], others, threshold)
+            self._apart[key] = ~leaks.rows_in_others(splits["test"], others, threshold)
         return self._apart[key]
 
 
@@ -231,7 +225,7 @@ _MOST_CLASSES = 8  # in a sentence; the file of the check has the counts of more
 
 def describe_leaks(found: Mapping[str, Any]) -> str:
     """Say the counts of a leak check in a sentence."""
-    parts = describe_pairs(found)
+    parts = leaks.describe_pairs(found)
     counts = found.get("classes", {})
     inside, whole = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     if inside and len(counts) <= _MOST_CLASSES:
@@ -279,5 +273,5 @@ def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
             regions = places.regions(store, "train")
         elif places:
             regions = Regions.read(store, places)
-        found.append(genome_overlap(task.splits, store, regions))
+        found.append(leaks.genome_overlap(task.splits, store, regions))
     return found

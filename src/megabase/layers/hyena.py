@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import MegabaseError, sequence_too_long
-from megabase.layers.linear import (
-    ResidualLinear,
-    bare,
-    from_channel_major,
-    present,
-    product_dtype,
-    to_channel_major,
-    untouched,
-)
+from megabase.layers import linear
 from megabase.ops import backend
 from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer
 from megabase.ops.implicit_filter import FilterWeights, implicit_filter
@@ -244,7 +236,9 @@ class HyenaFilter(nn.Module):
         parts = (*self.implicit_filter, self.modulation)
         known = all(type(module) in (_FilterLinear, _Sine) for module in self.implicit_filter)
         shared = len({id(sine.freq) for sine in self._sines()}) == 1
-        whole = untouched(self.implicit_filter, *parts) and present(*parts, device=self.bias.device)
+        whole = linear.untouched(self.implicit_filter, *parts) and linear.present(
+            *parts, device=self.bias.device
+        )
         return known and shared and whole and not self.options.normalized
 
     def _taps(
@@ -318,7 +312,7 @@ class HyenaOperator(nn.Module):
         self.dropout = dropout
         projected = d_model * (order + 1)
         self.in_proj = nn.Linear(d_model, projected)
-        self.out_proj = ResidualLinear(d_model, d_model)
+        self.out_proj = linear.ResidualLinear(d_model, d_model)
         # Holds the weights under their published names; the operator does the work.
         taps = short_filter_order
         self.short_filter = nn.Conv1d(
@@ -361,10 +355,10 @@ class HyenaOperator(nn.Module):
         do not see them. A causal operator on right-padded input needs no mask.
         """
         k_ODM, skips = self.filters(x_BLD.shape[1])
-        p_BPL = to_channel_major(self.in_proj, x_BLD)
+        p_BPL = linear.to_channel_major(self.in_proj, x_BLD)
         mask_B1L = None if mask_BL is None else mask_BL[:, None].to(p_BPL.dtype)
         y_BDL = ACTIVATIONS[self.output_activation](self.mix(p_BPL, k_ODM, skips, mask_B1L))
-        return from_channel_major(self.out_proj, y_BDL)
+        return linear.from_channel_major(self.out_proj, y_BDL)
 
     def fuses(self, x_BLD: Tensor, norm: nn.Module, mask_BL: Tensor | None) -> bool:
         """Whether :meth:`fused` gives what the separate modules would."""
@@ -373,8 +367,10 @@ class HyenaOperator(nn.Module):
             and mask_BL is None
             and not (self.dropout > 0 and self.training)
             and self.output_activation == "id"
-            and untouched(self)
-            and bare(norm, self.in_proj, self.short_filter, self.out_proj, device=x_BLD.device)
+            and linear.untouched(self)
+            and linear.bare(
+                norm, self.in_proj, self.short_filter, self.out_proj, device=x_BLD.device
+            )
             and backend.active() != "reference"
             and not backend.use_plain(x_BLD)
         )
@@ -393,13 +389,13 @@ class HyenaOperator(nn.Module):
         )  # fmt: skip
         return hyena_mixer(
             x_BLD, weights, centered=self.bidirectional == "two_sided",
-            two_sided=self.bidirectional != "none", product=product_dtype(x_BLD),
+            two_sided=self.bidirectional != "none", product=linear.product_dtype(x_BLD),
         )  # fmt: skip
 
     def short(self, p_BPL: Tensor) -> Tensor:
         """Apply the short convolution to projected channels."""
         short, centered = self.short_filter, self.bidirectional == "two_sided"
-        if bare(short, device=p_BPL.device):
+        if linear.bare(short, device=p_BPL.device):
             return short_conv(p_BPL, short.weight.squeeze(1), short.bias, centered=centered)
         # The module pads both ends by taps - 1 and so gives more positions than there are: causal
         # ones come first.

@@ -21,16 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
+from megabase.layers import linear
 from megabase.layers.backbone import Backbone, Block, SelfAttention
 from megabase.layers.hyena import ACTIVATIONS, HyenaOperator
-from megabase.layers.linear import (
-    bare,
-    from_channel_major,
-    function_of,
-    present,
-    to_channel_major,
-    untouched,
-)
 from megabase.ops import backend
 from megabase.ops.long_conv import long_conv
 from megabase.ops.online_conv import online_conv
@@ -62,8 +55,8 @@ class _HyenaSteps:
         self.operator = operator
         k_ODM, self.skips = operator.filters(length)
         self.k_ODM = [k_DM.contiguous() for k_DM in k_ODM]
-        self._in = function_of(operator.in_proj, k_ODM[0].device)
-        self._out = function_of(operator.out_proj, k_ODM[0].device)
+        self._in = linear.function_of(operator.in_proj, k_ODM[0].device)
+        self._out = linear.function_of(operator.out_proj, k_ODM[0].device)
         self._short_K1P, self._bias_P = _short_taps(operator.short_filter, k_ODM[0].device)
         self.reset(1)
 
@@ -86,7 +79,7 @@ class _HyenaSteps:
     def prefill(self, x_BLD: Tensor) -> Tensor:
         """Read a prompt of 1 position or more, at the beginning only."""
         operator, length = self.operator, x_BLD.shape[1]
-        p_BPL = to_channel_major(operator.in_proj, x_BLD)
+        p_BPL = linear.to_channel_major(operator.in_proj, x_BLD)
         taps = len(self._short_K1P)
         for lag in range(1, min(taps, length + 1)):  # of the first position after the prompt
             reached = self._sums[: taps - lag]
@@ -96,7 +89,7 @@ class _HyenaSteps:
         for gate, conv in zip(reversed(gates), self.convolutions, strict=True):
             v_BDL = conv.prefill(v_BDL * gate)
         y_BDL = ACTIVATIONS[operator.output_activation](v_BDL * first)
-        return from_channel_major(operator.out_proj, y_BDL)
+        return linear.from_channel_major(operator.out_proj, y_BDL)
 
     def step(self, x_BD: Tensor, at: _At | None) -> Tensor:
         """Read one position of every sequence, shape (batch, width)."""
@@ -129,7 +122,7 @@ class _HyenaSteps:
 
 def _short_taps(short: nn.Conv1d, device: torch.device) -> tuple[Tensor, Tensor]:
     """Give the taps of a short convolution, the current position first, and its bias."""
-    if bare(short, device=device):
+    if linear.bare(short, device=device):
         taps_PK, bias_P = short.weight[:, 0].flip(1), cast("Tensor", short.bias)
     else:  # what it answers to nothing is its bias, to a one its taps
         one_1P1 = torch.ones(1, short.in_channels, 1, dtype=short.weight.dtype, device=device)
@@ -204,12 +197,12 @@ class _BlockSteps:
             raise MegabaseError(f"a block with {type(mixer).__name__} has no steps")
         self.block = block
         device = block.norm1.weight.device
-        self._norm1 = function_of(block.norm1, device)
-        self._norm2 = function_of(block.norm2, device)
+        self._norm1 = linear.function_of(block.norm1, device)
+        self._norm2 = linear.function_of(block.norm2, device)
         mlp = block.mlp
         self._mlp: Callable[[Tensor], Tensor] = mlp
-        if untouched(mlp):
-            fc1, fc2 = function_of(mlp.fc1, device), function_of(mlp.fc2, device)
+        if linear.untouched(mlp):
+            fc1, fc2 = linear.function_of(mlp.fc1, device), linear.function_of(mlp.fc2, device)
             self._mlp = lambda x_BD: fc2(F.gelu(fc1(x_BD), approximate="tanh"))
         self._dtype = block.norm1.weight.dtype
 
@@ -230,13 +223,13 @@ class BackboneSteps:
         self.backbone = backbone
         self.blocks = [_BlockSteps(cast("Block", layer), length) for layer in backbone.layers]
         tokens = backbone.embeddings.word_embeddings
-        plain = type(tokens) is nn.Embedding and untouched(tokens) and present(tokens)
+        plain = type(tokens) is nn.Embedding and linear.untouched(tokens) and linear.present(tokens)
         table = tokens.weight
         self._tokens = partial(torch.index_select, table, 0) if plain else tokens
         self._dtype = table.dtype
         wide = torch.promote_types(self._dtype, torch.float32)
         self._wide = wide if residual_in_fp32 else self._dtype
-        self._norm = function_of(backbone.ln_f, table.device)
+        self._norm = linear.function_of(backbone.ln_f, table.device)
         self._fixed, self._start = backend.fixed_steps(), 0
         self._told = self._fixed or backbone.embeddings.position_embeddings is not None
         self._position_1 = torch.zeros(1, dtype=torch.long, device=_place(table))
@@ -287,10 +280,10 @@ def can_stream(backbone: Backbone) -> bool:
         if not isinstance(mixer, HyenaOperator) or mixer.bidirectional != "none":
             return False
         parts = (block.norm1, block.norm2, mixer.in_proj, mixer.out_proj, mixer.short_filter)
-        return bare(*parts) and untouched(block, mixer)
+        return linear.bare(*parts) and linear.untouched(block, mixer)
 
     dtype, layers = backbone.embeddings.word_embeddings.weight.dtype, backbone.layers
-    known = dtype in (torch.float32, torch.float64) and bare(backbone.ln_f)
+    known = dtype in (torch.float32, torch.float64) and linear.bare(backbone.ln_f)
     return known and all(streams(cast("Block", layer)) for layer in layers)
 
 

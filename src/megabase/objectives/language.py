@@ -9,16 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from megabase.data import vocabulary
 from megabase.data.hashing import FIRST, GOLDEN, SECOND
-from megabase.data.vocabulary import (
-    MASK_ID,
-    N_ID,
-    PAD_ID,
-    SEP_ID,
-    VOCABULARY_SIZE,
-    codes_to_ids,
-    reverse_complement_codes,
-)
 from megabase.errors import InputError
 from megabase.genome import alphabet
 from megabase.objectives.base import Batch, Output, register_objective, score_targets
@@ -104,22 +96,26 @@ class CausalLM(_OfTokens):
         )
 
     def _ids(self, codes: Tensor) -> Tensor:
-        ids = codes_to_ids(codes)
-        return torch.where(ids == N_ID, PAD_ID, ids) if self.n_as_padding else ids
+        ids = vocabulary.codes_to_ids(codes)
+        return (
+            torch.where(ids == vocabulary.N_ID, vocabulary.PAD_ID, ids)
+            if self.n_as_padding
+            else ids
+        )
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Turn ``codes`` uint8 (n, length + 1) and ``reverse`` (n,) into a comparison.
 
         Inputs, targets and weights are int64, int64 and float32, each (n, length).
         """
-        codes = reverse_complement_codes(batch["codes"], batch["reverse"])
+        codes = vocabulary.reverse_complement_codes(batch["codes"], batch["reverse"])
         if self.special_tokens == "none":
             ids = self._ids(codes)
             return ids[:, :-1], ids[:, 1:], self._weights(codes[:, 1:])
         padded = (codes[:, :1] & alphabet.BASE_BITS) == alphabet.PAD
         codes = torch.where(padded, codes[:, 1:], codes[:, :-1])
         ids, weights = self._ids(codes), self._weights(codes[:, 1:])
-        separator = torch.full_like(ids[:, :1], SEP_ID)
+        separator = torch.full_like(ids[:, :1], vocabulary.SEP_ID)
         one = torch.ones(ids.shape[0], 1, dtype=weights.dtype, device=weights.device)
         return ids, torch.cat((ids[:, 1:], separator), 1), torch.cat((weights, one), 1)
 
@@ -193,13 +189,13 @@ class MaskedLM(_OfTokens):
         # Three numbers from one hash: 24 bits, 24 bits and 16 bits.
         chance = _shift_right(bits, 40).float() * 2.0**-24
         action = (_shift_right(bits, 16) & 0xFFFFFF).float() * 2.0**-24
-        below = VOCABULARY_SIZE if self.replacements == "published" else 4
+        below = vocabulary.VOCABULARY_SIZE if self.replacements == "published" else 4
         random = ((bits & 0xFFFF) * below) >> 16
         if self.replacements == "bases":
             random = random + alphabet.BASE_TOKEN_IDS[0]
         masked, replaced = action < self.masked, action < self.masked + self.replaced
         picked = eligible & (chance < self.probability)
-        hidden = torch.where(picked & masked, MASK_ID, ids)
+        hidden = torch.where(picked & masked, vocabulary.MASK_ID, ids)
         return torch.where(picked & ~masked & replaced, random, hidden), picked
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,10 +205,10 @@ class MaskedLM(_OfTokens):
         masked or replaced, targets are the tokens that were there, and weights are 0 where no base
         was hidden.
         """
-        codes = reverse_complement_codes(batch["codes"], batch["reverse"])
-        ids, bases = codes_to_ids(codes), (codes & alphabet.BASE_BITS) <= alphabet.T
+        codes = vocabulary.reverse_complement_codes(batch["codes"], batch["reverse"])
+        ids, bases = vocabulary.codes_to_ids(codes), (codes & alphabet.BASE_BITS) <= alphabet.T
         if self.n_as_padding:
-            ids = torch.where(ids == N_ID, PAD_ID, ids)
+            ids = torch.where(ids == vocabulary.N_ID, vocabulary.PAD_ID, ids)
         eligible = torch.ones_like(bases) if self.replacements == "published" else bases
         hidden, picked = self._mask(ids, eligible, batch["mask_seed"])
         weights = _code_weights(

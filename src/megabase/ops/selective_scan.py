@@ -18,15 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops import backend, kernels
-from megabase.ops.registry import (
-    Arguments,
-    Saved,
-    operator,
-    wants_gradient,
-    wide_dtype,
-    without_autocast,
-)
+from megabase.ops import backend, kernels, registry
 from megabase.ops.whole_scan import ScanInputs, whole_scan
 
 _STEP_ELEMENTS = 1 << 15
@@ -116,13 +108,13 @@ class _Plan:
 
 def _rates(x: ScanInputs) -> tuple[Tensor, Tensor]:
     """Give A as (N, E), and the same for powers of two."""
-    A_NE = x.A.t().to(wide_dtype(x.u.dtype)).contiguous()
+    A_NE = x.A.t().to(registry.wide_dtype(x.u.dtype)).contiguous()
     return A_NE, A_NE * math.log2(math.e)
 
 
 def _carry(x: ScanInputs, rows: slice, state_BEN: Tensor | None) -> Tensor:
     """Give a state, or zeros, as (G, N, E)."""
-    dtype = wide_dtype(x.u.dtype)
+    dtype = registry.wide_dtype(x.u.dtype)
     if state_BEN is None:
         shape = (rows.stop - rows.start, *x.A.t().shape)
         return x.u.new_zeros(shape, dtype=dtype)
@@ -133,7 +125,7 @@ class _Part:
     """The inputs of one segment."""
 
     def __init__(self, x: ScanInputs, softplus: bool, segment: _Segment) -> None:
-        dtype = wide_dtype(x.u.dtype)
+        dtype = registry.wide_dtype(x.u.dtype)
         self.segment = segment
         self.raw = segment.of(x.delta, dtype)
         if x.bias is not None:
@@ -203,10 +195,10 @@ def _contract_channels(weight_TME: Tensor, state_TMNE: Tensor) -> Tensor:
     return torch.bmm(weight_TME.flatten(0, 1).unsqueeze(1), state).view(*weight_TME.shape[:2], -1)
 
 
-@operator("selective_scan_blocked", lambda x, *_: scan_flops(x.u, x.A), kept=1, **_CHECKS)
+@registry.operator("selective_scan_blocked", lambda x, *_: scan_flops(x.u, x.A), kept=1, **_CHECKS)
 def _scan_blocked(x: ScanInputs, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Give output, final state, and with `keep` what enters each block."""
-    plan = _Plan(x.u, x.A.shape[1], wide_dtype(x.u.dtype), buffers=2)
+    plan = _Plan(x.u, x.A.shape[1], registry.wide_dtype(x.u.dtype), buffers=2)
     _, log2_NE = _rates(x)
     y_BLE, final_BEN, kept = _outputs(x, softplus, keep)
     for rows, segments in plan.groups():
@@ -238,7 +230,7 @@ class _Backward:
 
     def __init__(self, x: ScanInputs, softplus: bool, kept: Tensor, dy_BLE: Tensor) -> None:
         self.x, self.softplus, self.kept, self.dy_BLE = x, softplus, kept, dy_BLE
-        self.dtype = wide_dtype(x.u.dtype)
+        self.dtype = registry.wide_dtype(x.u.dtype)
         self.A_NE, self.log2_NE = _rates(x)
         self.plan = _Plan(x.u, x.A.shape[1], self.dtype, buffers=3)
         # Those of fewer dimensions are sums over positions.
@@ -339,7 +331,7 @@ def scan_flops(u: Sequence[int], A: Sequence[int]) -> int:
 @_scan_blocked.register_fake
 def _outputs(x: ScanInputs, _softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Make room for the output, the final state and, with `keep`, what enters each block."""
-    dtype = wide_dtype(x.u.dtype)
+    dtype = registry.wide_dtype(x.u.dtype)
     plan = _Plan(x.u, x.A.shape[1], dtype, buffers=0)
     kept = (plan.all_blocks, plan.batch, plan.states, plan.channels) if keep else (0,)
     final = x.u.new_empty((plan.batch, plan.channels, plan.states), dtype=dtype)
@@ -351,7 +343,7 @@ def _back_flops(_dy: Any, _dfinal: Any, _kept: Any, x: Any, *_: Any) -> int:
     return 2 * scan_flops(x.u, x.A)
 
 
-@operator("selective_scan_blocked_backward", _back_flops, **_CHECKS)
+@registry.operator("selective_scan_blocked_backward", _back_flops, **_CHECKS)
 def _backward(
     dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
     kept: Annotated[Tensor, "T B N E"], x: ScanInputs, softplus: bool,
@@ -365,7 +357,7 @@ def _(_dy: Tensor, _dfinal: Any, _kept: Tensor, x: ScanInputs, _softplus: bool) 
 
 
 @_scan_blocked.register_gradients
-def _(saved: Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
+def _(saved: registry.Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
     x, softplus, _ = saved.inputs
     dy = torch.zeros_like(x.u) if dy is None else dy
     return _backward(dy, dfinal, *saved.kept, x, softplus)
@@ -386,7 +378,7 @@ def _call_kernel(
     )  # fmt: skip
 
 
-@operator("selective_scan", lambda x, *_: scan_flops(x.u, x.A), kept=1, **_KERNEL_CHECKS)
+@registry.operator("selective_scan", lambda x, *_: scan_flops(x.u, x.A), kept=1, **_KERNEL_CHECKS)
 def _scan_kernel(
     x: ScanInputs, softplus: bool, reverse: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -405,7 +397,7 @@ def _kernel_outputs(x: ScanInputs, *options: bool) -> tuple[Tensor, Tensor, Tens
     return y, final, kept
 
 
-@operator("selective_scan_backward", _back_flops, **_KERNEL_CHECKS)
+@registry.operator("selective_scan_backward", _back_flops, **_KERNEL_CHECKS)
 def _kernel_backward(
     dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
     kept: Annotated[Tensor, "B T N E"], x: ScanInputs, softplus: bool, reverse: bool,
@@ -429,7 +421,7 @@ def _kernel_room(dy: Tensor, _dfinal: Any, _kept: Any, x: ScanInputs, *_: Any) -
 
 
 @_scan_kernel.register_gradients
-def _(saved: Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
+def _(saved: registry.Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
     x, softplus, reverse, _ = saved.inputs
     dy = torch.zeros_like(x.u) if dy is None else dy
     return _kernel_backward(dy, dfinal, *saved.kept, x, softplus, reverse)
@@ -464,9 +456,9 @@ def selective_scan(
         States after the last position read, shape (batch, channels, states), float32 at least.
     """
     _scan_blocked.check(*x, softplus, False)
-    keep = wants_gradient(x)
+    keep = registry.wants_gradient(x)
     if backend.use_kernels(*x):
-        dtype = wide_dtype(x.u.dtype)
+        dtype = registry.wide_dtype(x.u.dtype)
         wide: Any = (t if t is None or t.dtype == dtype else t.to(dtype) for t in x)
         y_BLE, state_BEN, _ = _scan_kernel(ScanInputs(*wide), softplus, reverse, keep, checked=True)
         return (y_BLE if y_BLE.dtype == x.u.dtype else y_BLE.to(x.u.dtype)), state_BEN
@@ -474,7 +466,7 @@ def selective_scan(
         from megabase.ops.triton.scan import scan
 
         return scan(x, softplus, reverse, keep, checked=True)[:2]
-    with without_autocast(x.u):
+    with registry.without_autocast(x.u):
         if backend.use_plain(x.u):
             return whole_scan(x, softplus, reverse)
         if reverse:
@@ -488,7 +480,7 @@ def selective_scan(
         return (y_BLE.flip(1) if reverse else y_BLE), state_BEN
 
 
-_STEP = Arguments(
+_STEP = registry.Arguments(
     "selective_step",
     {
         "u": "B E", "delta": "B E", "A": "E N", "B": "B N", "C": "B N", "D": "E", "z": "B E",
@@ -506,8 +498,8 @@ def selective_step(x: ScanInputs, *, softplus: bool = True) -> tuple[Tensor, Ten
     dtype of ``x.u``, and the states after it.
     """
     _STEP.check(*x)
-    with without_autocast(x.u):
-        dtype = wide_dtype(x.u.dtype)
+    with registry.without_autocast(x.u):
+        dtype = registry.wide_dtype(x.u.dtype)
         u, delta, B, C = (t.to(dtype) for t in (x.u, x.delta, x.B, x.C))
         if x.bias is not None:
             delta = delta + x.bias

@@ -10,15 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError, ReportError
-from megabase.report.style import (
-    LIGHT,
-    WIDE,
-    check_picture,
-    picture,
-    position_ticks,
-    shortened,
-    shown_name,
-)
+from megabase.report import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +36,7 @@ def check_logo(path: Path, count: int, overwrite: bool = False, what: str = "a l
     :class:`MissingDependencyError` without matplotlib or logomaker.
     """
     most, otherwise = _MOST[what]
-    check_picture(path, what, overwrite)
+    style.check_picture(path, what, overwrite)
     try:
         import logomaker  # noqa: F401
     except ImportError:
@@ -77,10 +69,10 @@ def _draw_letters(axes: Axes, letters: _Floats, first: int, ylabel: str) -> None
     # logomaker takes the limits of an empty axis (0 to 1) into its own.
     axes.set_xlim(first - 0.5, last + 0.5)
     axes.set_ylabel(ylabel)
-    axes.axhline(0, color=LIGHT.muted, linewidth=0.8)
+    axes.axhline(0, color=style.LIGHT.muted, linewidth=0.8)
     # A factor such as 1e-9 for all ticks would stand in the title.
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    position_ticks(axes, last, 60 * axes.figure.bbox.width / axes.figure.dpi)
+    style.position_ticks(axes, last, 60 * axes.figure.bbox.width / axes.figure.dpi)
 
 
 def _draw_names(axes: Axes, spans: Sequence[tuple[int, int, str]]) -> None:
@@ -95,15 +87,15 @@ def _draw_names(axes: Axes, spans: Sequence[tuple[int, int, str]]) -> None:
     for start, end, name in sorted(spans):
         left, right = max(start + 0.5, first), min(end + 0.5, last)
         if left < right:
-            shown = shown_name(name)
+            shown = style.shown_name(name)
             half = wide * len(shown) / 2
             middle = max(first + half, min((left + right) / 2, last - half))
             free = [k for k, x in enumerate(reached) if x < min(left, middle - half)]
             row = free[0] if free else len(reached)
             reached[row : row + 1] = [max(right, middle + half)]
             height = high + (row + 0.3) * step
-            axes.plot([left, right], [height, height], color=LIGHT.model, linewidth=2)
-            axes.text(middle, height + 0.15 * step, shown, ha="center", size=WIDE.text - 3)
+            axes.plot([left, right], [height, height], color=style.LIGHT.model, linewidth=2)
+            axes.text(middle, height + 0.15 * step, shown, ha="center", size=style.WIDE.text - 3)
     axes.set_ylim(low, high + (len(reached) + 0.4) * step)
 
 
@@ -120,13 +112,13 @@ def save_logo(
     """
     check_logo(path, len(values), overwrite)
     width = min(24.0, max(6.0, 0.16 * len(values)))
-    with picture(path, width, 2.6, overwrite) as figure:
+    with style.picture(path, width, 2.6, overwrite) as figure:
         axes = figure.add_subplot()
         letters = values if bases is None else _own_heights(bases, values)
         _draw_letters(axes, letters, first, ylabel)
         if spans:
             _draw_names(axes, spans)
-        axes.set_title(shortened(title, 62 * width, WIDE.text), loc="left")
+        axes.set_title(style.shortened(title, 62 * width, style.WIDE.text), loc="left")
 
 
 def save_heat_map(
@@ -145,7 +137,7 @@ def save_heat_map(
     matrix = np.ma.masked_invalid(np.asarray(scores, dtype=float))
     limit = float(np.ma.filled(np.abs(matrix).max(), 0.0))
     width = min(36.0, max(6.0, 0.14 * len(ref)))
-    with picture(path, width, 4.0, overwrite) as figure:
+    with style.picture(path, width, 4.0, overwrite) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         colors = colormaps["RdBu"].with_extremes(bad="#d0d0d0")
         image = bottom.imshow(
@@ -159,5 +151,5 @@ def save_heat_map(
             bottom.text(0.5, 0.5, "no base has a score", transform=bottom.transAxes, ha="center",
                         va="center")  # fmt: skip
         _draw_letters(top, _own_heights(ref, -matrix.filled(np.nan).sum(1) / 3), first, "mean loss")
-        top.set_title(shortened(title, 55 * width, WIDE.text), loc="left")
+        top.set_title(style.shortened(title, 55 * width, style.WIDE.text), loc="left")
         figure.colorbar(image, ax=[top, bottom], label=label, shrink=0.8, pad=0.01)

@@ -11,21 +11,12 @@ from typing import Any
 
 from megabase.errors import ReportError
 from megabase.genome.files import check_output, write_whole
+from megabase.report import style
 from megabase.report.plots import (
     best_baseline,
     draw_baselines,
     draw_context_curve,
     draw_learning_curve,
-)
-from megabase.report.style import (
-    definitions,
-    document,
-    duration,
-    figure,
-    require_matplotlib,
-    section,
-    statistics,
-    table,
 )
 from megabase.training.run_folder import RunFolder
 from megabase.untrusted import read_json
@@ -98,7 +89,7 @@ def write_run_page(
     evaluate``, is ``evaluation.json`` there, if it exists. A :class:`ReportError` when something
     cannot be read or written, or the page exists.
     """
-    require_matplotlib()
+    style.require_matplotlib()
     target = Path(output) if output is not None else Path(run) / "report.html"
     check_output(target, overwrite)
     record = _read_run(run)
@@ -114,12 +105,12 @@ def _build_run_page(run: _RunRecord, evaluation: Record | None) -> str:
     measured: list[str] = []
     if evaluation is not None:
         measured = [_context(evaluation), _baselines(evaluation), _breakdown(run, evaluation)]
-    return document(
+    return style.document(
         f"{title} - megabase",
         [
             f'<header><p class="kicker">megabase training run</p><h1>{escape(title)}</h1>',
             f'<p class="lead">{escape(_verdict(run, evaluation))}</p></header>',
-            statistics(_headline(run, evaluation)),
+            style.statistics(_headline(run, evaluation)),
             _learning(run),
             *measured,
             _data_section(run),
@@ -181,7 +172,7 @@ def _headline(run: _RunRecord, evaluation: Record | None) -> list[tuple[str, str
         if baseline is not None:
             value = f"{baseline['measure']['perplexity_acgt']:.3f}"
             items.append((value, "", f"best baseline: {baseline['name']}"))
-    seen = f"tokens seen in {duration(last['seconds'])}"
+    seen = f"tokens seen in {style.duration(last['seconds'])}"
     items.append((_short_number(run.parameters), "", "parameters"))
     return [*items, (_short_number(last["tokens"]), "", seen)]
 
@@ -205,9 +196,9 @@ def _learning(run: _RunRecord) -> str:
         caption += f"{skipped} steps with a loss that was not finite were skipped. "
     ends = f"from {math.exp(train[0]['loss']):.2f} to {math.exp(train[-1]['loss']):.3f}"
     seen = f"Training perplexity against tokens seen falls {ends}."
-    curve = figure(partial(draw_learning_curve, run.metrics), seen, caption.strip())
+    curve = style.figure(partial(draw_learning_curve, run.metrics), seen, caption.strip())
     stages = _stage_table(train, validation) if validation and several else ""
-    return section("Learning curve", [curve, stages])
+    return style.section("Learning curve", [curve, stages])
 
 
 def _stage_table(train: list[Record], validation: list[Record]) -> str:
@@ -218,11 +209,11 @@ def _stage_table(train: list[Record], validation: list[Record]) -> str:
         checks = [v for v in validation if before["step"] < v["step"] <= last["step"]]
         rows.append([
             f"{stage + 1}", f"{last['length']:,}", _short_number(last["tokens"] - before["tokens"]),
-            duration(last["seconds"] - before["seconds"]),
+            style.duration(last["seconds"] - before["seconds"]),
             f"{math.exp(checks[-1]['loss']):.3f}" if checks else "-",
         ])  # fmt: skip
         before = last
-    return table(["stage", "length", "tokens", "time", "validation after"], rows)
+    return style.table(["stage", "length", "tokens", "time", "validation after"], rows)
 
 
 def _context(evaluation: Record) -> str:
@@ -258,12 +249,12 @@ def _context(evaluation: Record) -> str:
         "the points share their targets, so differences between them are known better than the "
         "bars suggest. Dashed: the best baseline on these targets."
     )
-    return section(
+    return style.section(
         "Perplexity against context",
         [
             f"<p>{escape(meaning)}</p>",
-            figure(partial(draw_context_curve, evaluation), alternative, caption),
-            table(["context", "perplexity", "bits saved a base"], rows),
+            style.figure(partial(draw_context_curve, evaluation), alternative, caption),
+            style.table(["context", "perplexity", "bits saved a base"], rows),
         ],
     )
 
@@ -287,14 +278,14 @@ def _baselines(evaluation: Record) -> str:
         f"{best['measure']['perplexity_acgt']:.3f}. The model {'saves' if margin > 0 else 'costs'} "
         f"{abs(margin):.4f} \u00b1 {error:.4f} bits a base against it (paired)."
     )
-    return section(
+    return style.section(
         "Baselines",
         [
             "<p>What a model must beat to have learned more than the frequencies of short k-mers. "
             "Markov models of order k predict a base from the k bases before it, by counts in the "
             f"training regions ({evaluation['baseline_bases']:,} bases), on the same targets. "
             f"{escape(summary)}</p>",
-            figure(
+            style.figure(
                 partial(draw_baselines, evaluation),
                 f"Perplexity of Markov models by order, against {model['perplexity_acgt']:.3f} of "
                 "the model.",
@@ -303,7 +294,7 @@ def _baselines(evaluation: Record) -> str:
                 "order to a held-back part of the training regions on the other. Long contexts "
                 "that training has seen too rarely make a model worse.",
             ),
-            table(["", "fixed rate", "fitted rates"], cells, [len(cells) - 1]),
+            style.table(["", "fixed rate", "fitted rates"], cells, [len(cells) - 1]),
         ],
     )
 
@@ -317,10 +308,10 @@ def _breakdown(run: _RunRecord, evaluation: Record) -> str:
     if evaluation["region_count"] > 5:
         places += f" and {evaluation['region_count'] - 5:,} more"
     seen = evaluation["window"] - evaluation["stride"] + 1
-    return section(
+    return style.section(
         "Where it was measured",
         [
-            table(["", "bases", "perplexity"], rows, [len(rows) - 1]),
+            style.table(["", "bases", "perplexity"], rows, [len(rows) - 1]),
             f'<p class="note">Regions: {escape(places)}. Windows of '
             f"{evaluation['window']:,} positions; a base sees {seen:,} to "
             f"{evaluation['window']:,} bases of context. {evaluation['skipped']:,} bases that are "
@@ -383,7 +374,7 @@ def _data_section(run: _RunRecord) -> str:
         "test": part("test"), "windows": str(run.data["windows"]),
         "reverse complement": f"{share:.0%} of the training windows",
     }  # fmt: skip
-    return section("Data", [definitions(facts.items())])
+    return style.section("Data", [style.definitions(facts.items())])
 
 
 def _settings_section(run: _RunRecord) -> str:
@@ -411,7 +402,7 @@ def _settings_section(run: _RunRecord) -> str:
         f"({optim.get('schedule')}), weight decay {optim.get('weight_decay', 0):g}",
         "precision": str(config.get("precision", "")),
         "seed": str(config.get("seed", "")),
-        "time": f"{duration(last['seconds'])} of training steps, "
+        "time": f"{style.duration(last['seconds'])} of training steps, "
         f"{last['tokens'] / max(last['seconds'], 1e-9):,.0f} tokens a second",
         "memory": f"{memory:,.0f} MB" if memory else "",
         "machine": f"{devices}, {place.get('cores')} cores",
@@ -419,4 +410,4 @@ def _settings_section(run: _RunRecord) -> str:
         "commit": str(commit.get("commit", ""))[:12]
         + (" with changes" if commit.get("changed") else ""),
     }
-    return section("Run", [definitions(facts.items())])
+    return style.section("Run", [style.definitions(facts.items())])

@@ -19,14 +19,7 @@ from megabase.data.labeled import LabeledSequences, label_splits, split_rows
 from megabase.data.vocabulary import PAD_ID
 from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
-from megabase.models.adapt.prompt import (
-    PROMPTED_FAMILIES,
-    PromptedModel,
-    PromptSpec,
-    label_letters,
-    read_prompt,
-    save_prompt,
-)
+from megabase.models.adapt import prompt
 from megabase.models.auto import load_config, load_model, load_tokenizer
 from megabase.models.base import checkpoint_activations
 from megabase.models.checkpoints.convert import write_model
@@ -61,12 +54,12 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
     splits, notes = _read_splits(config)
     train, shots, prompts = splits["train"], config.shots, config.tune == "prompt"
     family = family_of(load_config(config.model).model_type)
-    if family is None or family.name not in PROMPTED_FAMILIES:
+    if family is None or family.name not in prompt.PROMPTED_FAMILIES:
         raise ModelError(
             f"{config.model} does not predict the next token; models of the families "
-            f"{', '.join(PROMPTED_FAMILIES)} do"
+            f"{', '.join(prompt.PROMPTED_FAMILIES)} do"
         )
-    letters = label_letters(len(train.classes))
+    letters = prompt.label_letters(len(train.classes))
     length = config.max_length or max(int(s.lengths.max(initial=1)) for s in splits.values())
     for split in splits.values():
         if cut := int((split.lengths > length).sum()):
@@ -86,11 +79,11 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
     restricted = config.letters == "labels"
     asked: Any = model
     if prompts:
-        spec = PromptSpec(
+        spec = prompt.PromptSpec(
             length=vectors, classes=train.classes, letters=letters, label_ids=ids,
             end_id=int(tokenizer.sep_token_id), restricted=restricted,
         )  # fmt: skip
-        asked = PromptedModel(model, spec, dropout=config.dropout)
+        asked = prompt.PromptedModel(model, spec, dropout=config.dropout)
     if config.activation_checkpointing:
         checkpoint_activations(model, config.checkpointing_stretch)
     queries = train
@@ -124,7 +117,7 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
             return
         facts = {"shots": shots, "examples": "one draw of the training rows"}
         spec = _fixed_examples(asked.spec, batches, shots)
-        save_prompt(asked, folder, model=config.model, state=state, facts=facts, spec=spec)
+        prompt.save_prompt(asked, folder, model=config.model, state=state, facts=facts, spec=spec)
 
     named = dict(zip(train.classes, letters, strict=True))
     parameters = sum(p.numel() for p in model.parameters())
@@ -214,7 +207,9 @@ def _check_length(
     return needed
 
 
-def _fixed_examples(spec: PromptSpec, batches: InContextBatches, shots: int) -> PromptSpec:
+def _fixed_examples(
+    spec: prompt.PromptSpec, batches: InContextBatches, shots: int
+) -> prompt.PromptSpec:
     """Give the spec of a saved prompt, with one draw of demonstrations for every query."""
     if not shots:
         return spec
@@ -231,7 +226,7 @@ def _conclude(config: InContextConfig, done: Done) -> RunResult:
     if config.tune == "all":
         model = load_model(done.chosen, "causal-lm", device=done.fabric.device)
     elif config.tune == "prompt":
-        model.load_state_dict(read_prompt(done.chosen).tensors)
+        model.load_state_dict(prompt.read_prompt(done.chosen).tensors)
     for name, windows in done.plan.evaluations.items():
         scored = evaluate(model, windows, done.plan.settings.eval_batch or 1, done.fabric)
         found[name] = {"loss": scored.loss, **scored.metrics}

@@ -18,15 +18,7 @@ from rich.console import Console
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import ConfigError, InputError, ModelError
 from megabase.genome.files import write_whole
-from megabase.models.adapt.prompt import (
-    PROMPT_FILES,
-    PROMPTED_FAMILIES,
-    PromptedModel,
-    PromptSpec,
-    label_letters,
-    load_prompt,
-    save_prompt,
-)
+from megabase.models.adapt import prompt
 from megabase.models.auto import load_model
 from megabase.models.base import checkpoint_activations
 from megabase.models.tokenizers.encoder import TokenEncoder
@@ -66,10 +58,10 @@ def _conclude(config: PromptConfig, done: Done) -> RunResult:
 def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
     head = config.head
     run = LabeledRun(config, StartConfig(model=config.model), "sequence-classification")
-    if run.family not in PROMPTED_FAMILIES:
+    if run.family not in prompt.PROMPTED_FAMILIES:
         raise ModelError(
             f"{config.model} is of the family {run.family}, which cannot read a soft prompt; the "
-            f"families {', '.join(PROMPTED_FAMILIES)} can"
+            f"families {', '.join(prompt.PROMPTED_FAMILIES)} can"
         )
     torch.manual_seed(config.seed)
     spec = _spec(config.prompt, head.pooling, run.tokens, run.train)
@@ -81,7 +73,7 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
         bases = torch.tensor([_token(run.tokens, letter) for letter in "ACGT"])
         table: Any = frozen.get_input_embeddings()
         start = table.weight.detach()[bases[torch.randint(4, (spec.length,))]]
-    model = PromptedModel(frozen, spec, start=start, dropout=config.prompt.dropout)
+    model = prompt.PromptedModel(frozen, spec, start=start, dropout=config.prompt.dropout)
     _tokenize(run, model, truncate=config.table.truncate)
     facts = {
         "padding": head.padding,
@@ -91,7 +83,7 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
     }
 
     def save(folder: Path, state: Mapping[str, Any] | None) -> None:
-        save_prompt(model, folder, model=config.model, state=state, facts=facts)
+        prompt.save_prompt(model, folder, model=config.model, state=state, facts=facts)
 
     return run.plan(
         fabric,
@@ -108,7 +100,7 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
 
 def _spec(
     settings: PromptSettings, pooling: str | None, tokens: TokenEncoder, train: LabeledSequences
-) -> PromptSpec:
+) -> prompt.PromptSpec:
     spec: dict[str, Any] = {
         "length": settings.length, "position": settings.position, "answer": settings.answer,
         "classes": train.classes, "kind": train.kind,
@@ -117,14 +109,14 @@ def _spec(
         over = settings.over
         if over == "auto":
             over = "sequence" if settings.position == "before" or not settings.length else "all"
-        return PromptSpec(**spec, pooling=pooling or "mean", over=over)
+        return prompt.PromptSpec(**spec, pooling=pooling or "mean", over=over)
     if train.kind != "classes":
         raise ConfigError(
             f"prompt.answer is label_tokens, which is for classes, and the labels are "
             f"{train.kind}; take prompt.answer='head'"
         )
-    letters = label_letters(len(train.classes))
-    return PromptSpec(
+    letters = prompt.label_letters(len(train.classes))
+    return prompt.PromptSpec(
         **spec,
         letters=letters,
         label_ids=tuple(_token(tokens, letter) for letter in letters),
@@ -143,7 +135,7 @@ def _token(tokens: TokenEncoder, letter: str) -> int:
     return int(found)
 
 
-def _tokenize(run: LabeledRun, model: PromptedModel, *, truncate: bool) -> None:
+def _tokenize(run: LabeledRun, model: prompt.PromptedModel, *, truncate: bool) -> None:
     """Turn sequences into tokens; each must fit in the model together with the prompt."""
     limit, spec = model.max_length, model.spec
     run.tokenize()
@@ -169,7 +161,7 @@ def _tokenize(run: LabeledRun, model: PromptedModel, *, truncate: bool) -> None:
 
 
 def _model_lines(
-    name: str, family: str, model: PromptedModel, train: LabeledSequences
+    name: str, family: str, model: prompt.PromptedModel, train: LabeledSequences
 ) -> list[str]:
     spec = model.spec
     frozen = sum(p.numel() for p in model.model.parameters())
@@ -186,7 +178,7 @@ def _model_lines(
     ]
 
 
-def _keep_best(done: Done) -> PromptedModel:
+def _keep_best(done: Done) -> prompt.PromptedModel:
     """Copy the chosen prompt to ``run/prompt``, without the training state; read it from there."""
     target = done.run / "prompt"
     if done.fabric.global_rank == 0:
@@ -194,7 +186,7 @@ def _keep_best(done: Done) -> PromptedModel:
         if not done.plan.trains:
             done.plan.save_model(target, {})
         else:
-            for name in PROMPT_FILES:
+            for name in prompt.PROMPT_FILES:
                 write_whole(target / name, (done.chosen / name).read_bytes())
     done.fabric.barrier()
-    return load_prompt(target, done.plan.model.model)
+    return prompt.load_prompt(target, done.plan.model.model)

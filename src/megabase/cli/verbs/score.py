@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from megabase import options
 from megabase.cli.parser import (
     MODEL,
     Namespace,
@@ -17,19 +18,11 @@ from megabase.cli.parser import (
 )
 from megabase.cli.streams import note
 from megabase.errors import InputError, OutputError
-from megabase.options import (
-    CalibratedScoring,
-    CalibrationOptions,
-    EverySnvScoring,
-    ScoreOptions,
-    VariantFileScoring,
-    VariantScoring,
-)
 
 
 def _add_score(parser: VerbParser) -> None:
     parser.add_source(".parquet or .tsv", variants=False)
-    parser.add_keywords(ScoreOptions)
+    parser.add_keywords(options.ScoreOptions)
     parser.add_context_parallel("sequence")
     parser.add_running()
 
@@ -43,7 +36,9 @@ def _score(args: Namespace) -> None:
 
     source = source_of(args, variants=False)
     with running(args, "sequences", "language") as how:
-        target = score_file(args.model, source, args.output, **given(args, ScoreOptions), **how)
+        target = score_file(
+            args.model, source, args.output, **given(args, options.ScoreOptions), **how
+        )
         note(f"wrote {target}")
 
 
@@ -55,7 +50,7 @@ def _add_variants(parser: VerbParser) -> None:
     add("-o", "--output", type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet "
         "or .tsv; of --all .tsv.gz; of --calibrate .npz (default: in the folder of the "
         "model)")  # fmt: skip
-    for kind in (VariantScoring, CalibratedScoring, VariantFileScoring):
+    for kind in (options.VariantScoring, options.CalibratedScoring, options.VariantFileScoring):
         parser.add_keywords(kind)
     add("--all", type=str, metavar="GENOME", help="in place of VCF and GENOME: score every "
         "substitution of this genome by llr_site, into a table with a tabix index")  # fmt: skip
@@ -69,7 +64,7 @@ def _add_variants(parser: VerbParser) -> None:
         "such as hg38 (default: the name of the store)")  # fmt: skip
     add("--calibrate", type=str, metavar="GENOME", help="in place of VCF and GENOME: score random "
         "variants of this genome, and keep mean and spread by context and quantiles")  # fmt: skip
-    parser.add_keywords(CalibrationOptions)
+    parser.add_keywords(options.CalibrationOptions)
     parser.add_regions("score and write only what overlaps these; draw random variants "
         "from these")  # fmt: skip
     parser.add_running()
@@ -104,7 +99,7 @@ def _variants(args: Namespace) -> None:
         with running(args, "records") as how:
             path = calibrate_variants(
                 args.model, args.calibrate, args.output, regions=args.regions,
-                **given(args, CalibrationOptions), **how,
+                **given(args, options.CalibrationOptions), **how,
             )  # fmt: skip
         note(f"wrote {path}")
         return
@@ -113,7 +108,7 @@ def _variants(args: Namespace) -> None:
     with running(args, "records") as how:
         written = score_variants_file(
             args.model, args.variants, args.genome, args.output, regions=args.regions,
-            **given(args, VariantFileScoring), **how,
+            **given(args, options.VariantFileScoring), **how,
         )  # fmt: skip
     if isinstance(written, Path):
         note(f"wrote {written}")
@@ -135,7 +130,7 @@ def _every_snv(args: Namespace) -> None:
         written = score_all(
             args.model, args.all, args.output, regions=args.regions, bigwig=args.bigwig,
             hub=args.hub, hub_genome=args.hub_genome,
-            **given(args, EverySnvScoring), **how,
+            **given(args, options.EverySnvScoring), **how,
         )  # fmt: skip
     count, paths = (0, [written]) if isinstance(written, Path) else written
     note(f"wrote {paths[0]}" + (f": {count:,} substitutions" if count else ""))
@@ -151,7 +146,7 @@ def _add_ism(parser: VerbParser) -> None:
     add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
     add("-o", "--output", required=True, type=str, help="OUT.parquet, .npz, or .tsv (with neither "
         "--bigwig nor --plot)")  # fmt: skip
-    parser.add_keywords(VariantScoring)
+    parser.add_keywords(options.VariantScoring)
     add("--bigwig", type=str, metavar="PREFIX", help="write PREFIX.METHOD.bw: at each base the "
         "mean loss of its three substitutions")  # fmt: skip
     add("--plot", type=str, metavar="FILE", help="draw a heat map of the first method under a "
@@ -181,7 +176,7 @@ def _ism(args: Namespace) -> None:
         how = stack.enter_context(running(args, "bases"))
         found = ism_file(
             args.model, args.region, genome, args.output, bigwig=args.bigwig,
-            **given(args, VariantScoring), **how,
+            **given(args, options.VariantScoring), **how,
         )  # fmt: skip
     for path in found:
         note(f"wrote {path}")

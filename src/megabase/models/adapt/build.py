@@ -20,13 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError, MissingDependencyError
-from megabase.models.auto import (
-    load_config,
-    load_model,
-    load_tokenizer,
-    read_tokenizer,
-    resolve_model,
-)
+from megabase.models import auto
 from megabase.models.checkpoints.checks import check_config
 from megabase.models.checkpoints.convert import write_model
 from megabase.models.families import FAMILIES, Family, family_of
@@ -70,9 +64,9 @@ def build_language_model(
     preset or field, or a model that cannot learn the objective.
     """
     if spec.init_from is not None:
-        source = resolve_model(spec.init_from)
-        masked = any("ForMaskedLM" in name for name in load_config(source).architectures or ())
-        model = load_model(source, kind="masked-lm" if masked else "causal-lm")
+        source = auto.resolve_model(spec.init_from)
+        masked = any("ForMaskedLM" in name for name in auto.load_config(source).architectures or ())
+        model = auto.load_model(source, kind="masked-lm" if masked else "causal-lm")
         _check_objective(model, objective)
         return model.train()
     if spec.preset is not None:
@@ -166,7 +160,7 @@ def build_encoder(
     """
     name = find_preset(start.preset).family if start.preset is not None else start.family or ""
     if start.model is not None:
-        found = family_of(load_config(start.model).model_type)
+        found = family_of(auto.load_config(start.model).model_type)
         name = "" if found is None else found.name
     if task not in FAMILIES[name].classes():
         what = "nucleotides" if task == "token-classification" else "sequences"
@@ -196,7 +190,7 @@ def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[
     wanted = start.tokenizer
     if wanted is None:
         if start.model is not None:
-            return load_tokenizer(start.model)
+            return auto.load_tokenizer(start.model)
         if family == "dnabert":
             return DNABERTTokenizer(k=int(_named_fields(start).get("k", 6)))
         pairs = f"bpe:{_named_fields(start).get('vocab_size', _BYTE_PAIRS)}"
@@ -208,7 +202,7 @@ def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[
     if pairs := re.fullmatch(r"bpe:(\d+)", wanted):
         return train_bpe(training(), vocab_size=int(pairs.group(1)))
     if Path(wanted).is_dir():
-        return read_tokenizer(Path(wanted))
+        return auto.read_tokenizer(Path(wanted))
     raise ConfigError(
         f"tokenizer is {wanted!r}; expected char, 2mer to 8mer, bpe:SIZE or a folder that holds one"
     )
@@ -238,7 +232,7 @@ def build_classifier(
         )
     fields: dict[str, Any] = {**label_fields(kind, names), **_head_fields(start, head, family)}
     if start.model is not None and not start.from_scratch:
-        model = load_model(start.model, task, new_head=True, **fields).train()
+        model = auto.load_model(start.model, task, new_head=True, **fields).train()
     else:
         model = _new_classifier(start, family, task, fields, tokens, longest)
     # For whoever loads the folder: what is answered, and how the run's metrics were taken.
@@ -284,7 +278,7 @@ def _new_classifier(
         name, extra, least = _LENGTH_FIELDS[family]
         shape[name] = max(longest + extra, least)
     if start.model is not None:
-        loaded = load_config(start.model)
+        loaded = auto.load_config(start.model)
         known = _config_fields(model_class.config_class)
         for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
             shape[name] = getattr(loaded, name)
@@ -425,7 +419,7 @@ def _save_adapter(
         r=config.rank, lora_alpha=_alpha(config), bias="none", inference_mode=True,
         target_modules=[name for name, _ in _adapted(model)],
         modules_to_save=sorted({name.rsplit(".", 1)[0] for name in head}),
-        base_model_name_or_path=str(resolve_model(start)),
+        base_model_name_or_path=str(auto.resolve_model(start)),
     )  # fmt: skip
     settings.save_pretrained(str(folder))
 

@@ -30,13 +30,7 @@ from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import ConfigError
 from megabase.layers.mamba import BidirectionalMamba, Norm, add_norm
 from megabase.models.base import Problems, refuse_rest
-from megabase.models.checkpoints.reader import (
-    HEAD_RULE,
-    ConvertedModel,
-    Weights,
-    recorded_settings,
-    renamed,
-)
+from megabase.models.checkpoints import reader
 from megabase.models.heads import (
     MaskedLM,
     SequenceClassifier,
@@ -530,7 +524,7 @@ class CaduceusForTokenClassification(_Classifier, TokenClassifier):
     """Caduceus with a linear head at every position."""
 
 
-_RULES = (HEAD_RULE, (r"^backbone\.", "caduceus.backbone."))
+_RULES = (reader.HEAD_RULE, (r"^backbone\.", "caduceus.backbone."))
 """The bare model is published without the prefix of one with a head."""
 _EMBEDDINGS = "caduceus.backbone.embeddings.word_embeddings."
 """Names of the embedding begin with this, whether it is equivariant or not."""
@@ -538,10 +532,10 @@ _LAYERS = "caduceus.backbone.layers."
 """Names of the blocks begin with this."""
 
 
-def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+def convert(weights: reader.Weights, **overrides: Any) -> reader.ConvertedModel:
     """Build a masked language model, classifier or bare model, by the heads of the weights."""
-    tensors, dropped = renamed(weights.tensors, _RULES)
-    settings = recorded_settings(weights, CaduceusConfig, (None, CaduceusConfig.model_type))
+    tensors, dropped = reader.renamed(weights.tensors, _RULES)
+    settings = reader.recorded_settings(weights, CaduceusConfig, (None, CaduceusConfig.model_type))
     rcps = any(".mixer.submodule." in name for name in tensors)
     embedding = _EMBEDDINGS + ("embedding.weight" if rcps else "weight")
     mixer = "mixer.submodule." if rcps else "mixer."

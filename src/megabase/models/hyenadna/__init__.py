@@ -19,15 +19,7 @@ from torch import Tensor
 from megabase.errors import CheckpointError
 from megabase.layers.hyena import ACTIVATIONS
 from megabase.models.base import Problems
-from megabase.models.checkpoints.reader import (
-    HEAD_RULE,
-    LABEL_KEYS,
-    ConvertedModel,
-    Weights,
-    build,
-    recorded_settings,
-    renamed,
-)
+from megabase.models.checkpoints import reader
 from megabase.models.decoder import MIXERS, DecoderConfig, DecoderModel, DecoderPreTrainedModel
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 
@@ -229,7 +221,7 @@ class HyenaDNAForTokenClassification(_HyenaDNA, TokenClassifier):
 NAME_RULES = (
     (r"\.(mixer|mlp)\.layer\.", r".\1."),  # blocks that were recomputed in training
     (r"^backbone\.", "hyena.backbone."),  # the training repository and its standalone loader
-    HEAD_RULE,
+    reader.HEAD_RULE,
     (r"^(.*\.implicit_filter)\.\d+\.freq$", r"\1.1.freq"),  # one frequency, under several numbers
 )
 """From the names of the training repository (HazyResearch/hyena-dna) to ours, which are those of
@@ -261,15 +253,17 @@ _TABLES = {
 }  # fmt: skip
 
 
-def _published_settings(weights: Weights) -> dict[str, Any]:
+def _published_settings(weights: reader.Weights) -> dict[str, Any]:
     """Give what the files say, in the words of the training repository or of transformers."""
     accepted = (None, HyenaDNAConfig.model_type)
-    settings = recorded_settings(weights, HyenaDNAConfig, accepted, _TABLES)
+    settings = reader.recorded_settings(weights, HyenaDNAConfig, accepted, _TABLES)
     if isinstance(settings.get("bidirectional"), bool):
         settings["bidirectional"] = "published" if settings["bidirectional"] else "none"
     config = weights.config or {}
     if config.get("model_type") is not None:
-        fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(LABEL_KEYS)
+        fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(
+            reader.LABEL_KEYS
+        )
         settings |= {name: value for name, value in config.items() if name in fields}
         if "pooling" not in config:  # written by the published port, not by us
             settings["pooling"] = "hf"
@@ -329,7 +323,7 @@ def _shapes(tensors: Mapping[str, Tensor], path: object) -> dict[str, Any]:
 
 
 def _infer_settings(
-    weights: Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+    weights: reader.Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Give the configuration's arguments, `given` ones first, and notes on open questions.
 
@@ -381,13 +375,13 @@ def _infer_settings(
     return settings, notes
 
 
-def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+def convert(weights: reader.Weights, **overrides: Any) -> reader.ConvertedModel:
     """Build a causal language model, a classifier, or the bare model, by the heads of the weights.
 
     `overrides` are fields of :class:`HyenaDNAConfig` that win over what is inferred, such as
     ``window_shift=0.0`` or ``filter_layout="standalone"``.
     """
-    tensors, dropped = renamed(weights.tensors, NAME_RULES)
+    tensors, dropped = reader.renamed(weights.tensors, NAME_RULES)
     settings, notes = _infer_settings(weights, tensors, overrides)
     model_class: type[Any] = HyenaDNAForCausalLM
     if "score.weight" in tensors:
@@ -399,7 +393,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
         model_class = HyenaDNAModel
         tensors = {name.removeprefix("hyena."): tensor for name, tensor in tensors.items()}
     config = HyenaDNAConfig(**settings)
-    model, computed = build(model_class, config, tensors, weights.path, computed=_TABLE)
+    model, computed = reader.build(model_class, config, tensors, weights.path, computed=_TABLE)
     if computed:
         notes.append(f"{len(computed)} tables are not stored and were computed by their formulas")
-    return ConvertedModel(model, tuple(notes), dropped)
+    return reader.ConvertedModel(model, tuple(notes), dropped)

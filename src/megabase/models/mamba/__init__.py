@@ -17,13 +17,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from megabase.layers.mamba import MambaMixer, MambaState, Norm, add_norm
 from megabase.models.base import refuse_rest
-from megabase.models.checkpoints.reader import (
-    HEAD_RULE,
-    ConvertedModel,
-    Weights,
-    recorded_settings,
-    renamed,
-)
+from megabase.models.checkpoints import reader
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.state_space import (
     StateSpaceConfig,
@@ -190,19 +184,21 @@ class MambaForTokenClassification(_MambaPreTrainedModel, TokenClassifier):
     """Mamba with a linear head at every position."""
 
 
-_RULES = (HEAD_RULE, (r"^backbone\.embeddings\.weight", "backbone.embedding.weight"))
+_RULES = (reader.HEAD_RULE, (r"^backbone\.embeddings\.weight", "backbone.embedding.weight"))
 """The second is the name in transformers' own Mamba."""
 _EMBEDDING = "backbone.embedding.weight"
 """The tied copy of the head, and what tells the width."""
 
 
-def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+def convert(weights: reader.Weights, **overrides: Any) -> reader.ConvertedModel:
     """Build a causal language model, classifier or bare model, by the heads of the weights."""
-    tensors, dropped = renamed(weights.tensors, _RULES)
+    tensors, dropped = reader.renamed(weights.tensors, _RULES)
     bare = "embedding.weight" in tensors
     if bare:
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
-    settings = recorded_settings(weights, MambaConfig, (None, MambaConfig.model_type, "mamba"))
+    settings = reader.recorded_settings(
+        weights, MambaConfig, (None, MambaConfig.model_type, "mamba")
+    )
     head = "lm_head.weight"
     found = read_shapes(tensors, _EMBEDDING, head, "backbone.layers.", "mixer.", weights.path)
     found["ssm_cfg"] = {**settings.get("ssm_cfg", {}), **found["ssm_cfg"]}
