@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from megabase.cli.parser import Namespace, Verb, VerbParser, build_parser
@@ -131,35 +132,6 @@ def _backends() -> Iterator[_Row]:
             yield "ok" if worst <= _SAME else "wrong", f"{family}, {name}", text
 
 
-_BASH = """\
-_megabase() {{
-  local current="${{COMP_WORDS[COMP_CWORD]}}" last="${{COMP_WORDS[COMP_CWORD-1]}}"
-  local options=""
-  if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "{verbs} --help --version" -- "$current"))
-    return
-  fi
-  case "${{COMP_WORDS[1]}} $last" in
-{choices}
-  esac
-  if [ -n "$options" ]; then
-    COMPREPLY=($(compgen -W "$options" -- "$current"))
-    return
-  fi
-  case "$current" in -*)
-    case "${{COMP_WORDS[1]}}" in
-{options}
-    esac ;;
-  esac
-  if [ -n "$options" ]; then
-    COMPREPLY=($(compgen -W "$options" -- "$current"))
-  else
-    COMPREPLY=($(compgen -f -- "$current"))
-  fi
-}}
-complete -o filenames -F _megabase megabase
-"""
-"""Takes the verb from the second word; what begins with no dash is a file."""
 _ZSH = "#compdef megabase\nautoload -U +X bashcompinit && bashcompinit\n"
 """zsh runs completions written for bash."""
 
@@ -211,7 +183,11 @@ def _bash(known: Mapping[str, Mapping[str, str]]) -> str:
     ]
     lists = [f'      {verb}) options="{" ".join(filter(None, known[verb]))}" ;;' for verb in known]
     verbs = " ".join([*known, "help"])
-    return _BASH.format(verbs=verbs, choices="\n".join(choices), options="\n".join(lists))
+    # The verb is the second word; what begins with no dash is a file.
+    text = Path(__file__).parents[1].joinpath("completion.bash").read_text()
+    for name, value in (("verbs", [verbs]), ("choices", choices), ("options", lists)):
+        text = text.replace(f"@{name}@", "\n".join(value))
+    return text
 
 
 def _fish(known: Mapping[str, Mapping[str, str]], texts: Mapping[str, str]) -> str:

@@ -154,17 +154,14 @@ def _genome_page(args: Namespace) -> Path:
 
 def _around(variants: pl.DataFrame | None, store: Genome, flank: int) -> list[Interval]:
     """Give what lies around variants, joined where it meets."""
-    from megabase.genome.interval import Interval
+    from megabase.genome.interval import Interval, union
 
     assert variants is not None
-    found: list[Interval] = []
+    spans: dict[str, list[tuple[int, int]]] = {}
     for contig, start, end in sorted(variants.select("contig", "start", "end").rows()):
-        low, high = max(0, start - flank), min(store.contig(contig).length, end + flank)
-        if found and found[-1].contig == contig and low <= found[-1].end:
-            found[-1] = Interval(contig, found[-1].start, max(high, found[-1].end))
-        else:
-            found.append(Interval(contig, low, high))
-    return found
+        high = min(store.contig(contig).length, end + flank)
+        spans.setdefault(contig, []).append((max(0, start - flank), high))
+    return [Interval(contig, *span) for contig, own in spans.items() for span in union(own)]
 
 
 def _expect(
