@@ -18,7 +18,7 @@ from megabase.evaluate.log_probs import base_probabilities, log_likelihood
 from megabase.genome.alphabet import encode
 from megabase.genome.interval import Interval
 from megabase.inference.ism import ism
-from megabase.inference.writers import Run, write_bigwig
+from megabase.inference.parts import Run, write_bigwig
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.loading import load
 

@@ -46,7 +46,7 @@ MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensor
            "megabase.genome.signal", "megabase.report.genome_page", "megabase.report.run_page",
            "megabase.data.label_files", "megabase.training.run_folder", "megabase.cli.verbs.train",
            "megabase.inference.ism", "megabase.data.sources",
-           "megabase.cli.verbs.report")  # fmt: skip
+           "megabase.cli.verbs.evaluate")  # fmt: skip
 
 
 class Inputs:

@@ -283,7 +283,7 @@ def _tables(folder: Path) -> None:
     import pysam.bcftools
 
     from megabase.genome.store import Genome
-    from megabase.inference.writers import Run, write_bigwig
+    from megabase.inference.parts import Run, write_bigwig
 
     chromosomes = {"chr1": letters(600), "chr2": letters(200)}
     lines = "".join(f">{name} x\n{text[:80]}\n{text[80:]}\n" for name, text in chromosomes.items())

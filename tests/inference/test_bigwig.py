@@ -12,7 +12,7 @@ import pytest
 from megabase.errors import InputError
 from megabase.genome.signal import Signal, _check_bigwig
 from megabase.genome.store import Genome
-from megabase.inference.writers import Run, write_bigwig
+from megabase.inference.parts import Run, write_bigwig
 
 pytest.importorskip("pybigtools")
 CONTIGS = {f"chr{i}": 9_000 for i in range(30)}

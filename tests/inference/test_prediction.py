@@ -21,6 +21,7 @@ from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.evaluate.sequences import plan_windows
 from megabase.genome.alphabet import encode
+from megabase.inference.parts import Run, write_bigwig
 from megabase.inference.prediction import (
     Predictor,
     TrackOptions,
@@ -29,7 +30,6 @@ from megabase.inference.prediction import (
     predict_file,
     predict_track,
 )
-from megabase.inference.writers import Run, write_bigwig
 from megabase.models.adapt.prompt import PromptedModel, PromptSpec, save_prompt
 from megabase.models.auto import load_model
 from megabase.models.hyenadna import (

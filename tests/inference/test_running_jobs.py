@@ -21,8 +21,7 @@ from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
 from megabase.evaluate.sequences import run_batched
 from megabase.genome.alphabet import PAD, decode, encode
 from megabase.inference.jobs import Work, map_file
-from megabase.inference.parts import Provenance, gather_shards
-from megabase.inference.writers import merge_tables
+from megabase.inference.parts import Provenance, gather_shards, merge_tables
 from megabase.models.loading import load
 
 

@@ -29,8 +29,7 @@ from megabase.evaluate.sequences import codes_of, require_readable
 from megabase.genome import alphabet
 from megabase.genome.signal import require_bigwig
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
-from megabase.inference.parts import Provenance
-from megabase.inference.writers import Run, merge_tables, require_suffix, write_bigwig
+from megabase.inference.parts import Provenance, Run, merge_tables, require_suffix, write_bigwig
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, find_class, inference_mode, language_model_kind, load
 from megabase.options import AttributeOptions

@@ -38,8 +38,7 @@ from megabase.evaluate.sequences import (
 )
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
-from megabase.inference.parts import Provenance
-from megabase.inference.writers import merge_tables, require_suffix
+from megabase.inference.parts import Provenance, merge_tables, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.options import EmbedOptions

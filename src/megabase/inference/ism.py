@@ -27,16 +27,17 @@ from megabase.genome.signal import require_bigwig
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import Work, check_run, map_file, split_options
-from megabase.inference.parts import Provenance, refuse_existing
-from megabase.inference.variants.methods import METHODS
-from megabase.inference.variants.scorer import VariantOptions, VariantScorer
-from megabase.inference.writers import (
+from megabase.inference.parts import (
     TABLE_SUFFIXES,
+    Provenance,
     Run,
     merge_tables,
+    refuse_existing,
     require_suffix,
     write_bigwig,
 )
+from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.models.loading import ModelSpec
 from megabase.options import PassOptions, VariantScoring
 from megabase.untrusted import parsing

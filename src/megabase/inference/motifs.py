@@ -45,10 +45,9 @@ from megabase.genome.files import atomic_file, check_output, numbered_lines
 from megabase.genome.interval import Strand
 from megabase.genome.tables import write_bed
 from megabase.inference.jobs import split_options
-from megabase.inference.parts import Provenance
+from megabase.inference.parts import TABLE_SUFFIXES, Provenance, merge_tables, require_suffix
 from megabase.inference.prediction import Predictor
 from megabase.inference.scoring import score
-from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec, find_class, load
 from megabase.options import EffectOptions
 

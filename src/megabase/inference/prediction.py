@@ -45,8 +45,7 @@ from megabase.inference.jobs import (
     map_sequences,
     split_options,
 )
-from megabase.inference.parts import Provenance
-from megabase.inference.writers import Run, merge_tables, require_suffix, write_bigwig
+from megabase.inference.parts import Provenance, Run, merge_tables, require_suffix, write_bigwig
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, find_class, inference_mode, load, track_names
 from megabase.objectives.labels import Units

@@ -27,8 +27,7 @@ from megabase.evaluate.log_probs import token_log_probs
 from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
 from megabase.genome.alphabet import reverse_complement, warn_ambiguous
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
-from megabase.inference.parts import Provenance
-from megabase.inference.writers import merge_tables, require_suffix
+from megabase.inference.parts import Provenance, merge_tables, require_suffix
 from megabase.models.loading import Loaded, ModelSpec, load
 from megabase.options import ScoreOptions
 

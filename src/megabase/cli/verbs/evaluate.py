@@ -1,4 +1,4 @@
-"""Verbs that measure a language model on held-out DNA and compare several."""
+"""Verbs that measure a model on held-out DNA, compare several, and make pages of it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.parser import MODEL, Namespace, Verb, VerbParser, given, load_shared
+from megabase.cli.parser import (
+    MODEL,
+    Namespace,
+    Verb,
+    VerbParser,
+    given,
+    load_shared,
+    refuse_unused,
+)
 from megabase.cli.streams import note, output, print_table, show_progress
-from megabase.errors import MegabaseError, MissingDependencyError
-from megabase.genome.files import check_output
+from megabase.errors import ConfigError, MegabaseError, MissingDependencyError
+from megabase.genome.files import check_output, write_whole
 from megabase.options import EvaluateOptions
 
 if TYPE_CHECKING:
-    from megabase.evaluate.results import EvaluationResult, Measure
-    from megabase.training.run_folder import RunData
+    import polars as pl
 
+    from megabase.evaluate.results import EvaluationResult, Measure
+    from megabase.genome.interval import Interval
+    from megabase.genome.store import Genome
+    from megabase.models.loading import Loaded
+    from megabase.report.genome_page import GenomePage
+    from megabase.training.run_folder import RunData
 
 _SHOWN_CONTIGS = 10
 """Contigs in the terminal: an assembly may have thousands, and the JSON has them all."""
+_MOST_BASES = 500_000
+"""Most bases of model tracks: a page of more is slow to draw."""
+_MOST_SUBSTITUTED = 2_000
+"""Most bases of --ism: more take minutes, and then the bigWig of megabase ism is for."""
+_AROUND = 24
+"""Bases on either side of a variant that its own logo shows."""
 
 
 def _add_evaluate(parser: VerbParser) -> None:
@@ -225,7 +244,6 @@ def _compare(args: Namespace) -> None:
     neighbors.
     """
     from megabase.evaluate.results import EvaluationResult, compare
-    from megabase.genome.files import write_whole
 
     files = []
     for name in args.evaluations:
@@ -241,6 +259,228 @@ def _compare(args: Namespace) -> None:
         note(f"wrote {args.output}")
 
 
+def _add_report(parser: VerbParser) -> None:
+    add = parser.add_argument
+    add("run", nargs="?", type=str, help="run folder of `megabase pretrain`; for a genome page any "
+        "language model (default: the model in the package)")  # fmt: skip
+    add("-o", "--output", type=str, metavar="FILE", help="the page (default: report.html in the "
+        "run folder, or genome.html)")  # fmt: skip
+    add("--evaluation", type=str, metavar="JSON", help="result of `megabase evaluate` (default: "
+        "evaluation.json in the run folder, if there)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace a page that exists")
+    add = parser.add_argument_group("genome page").add_argument
+    add("--region", type=str, metavar="REGION", help="what to show: a contig, or chr1:1,001-2,000")
+    add("--vcf", type=str, metavar="FILE", help="variants to show (without --region: what is "
+        "around them)")  # fmt: skip
+    add("--genome", type=str, help="genome store or FASTA")
+    add("--genes", type=str, metavar="GFF", help="GFF3 or GTF")
+    add("--track", nargs="+", default=[], metavar="NAME=FILE", help="more tracks: bigWig or "
+        "bedGraph (numbers), BED, narrowPeak or GFF (intervals)")  # fmt: skip
+    add("--info", nargs="+", default=[], metavar="KEY", help="INFO fields of the VCF for the table "
+        "(default: all with one number an allele)")  # fmt: skip
+    add("--ism", type=str, metavar="REGION", help="score every substitution of this region")
+    add("--flank", type=int, default=250, help="bases shown beside each variant")
+    add("--window", type=int, help="bases the model reads at once (default: up to 1,024)")
+    add("--no-model", action="store_true", help="show no model")
+    add("--strict", action="store_true", help="refuse the first row of a file that cannot be used, "
+        "instead of leaving it out")  # fmt: skip
+    add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
+    add("--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory")
+
+
+def _report(args: Namespace) -> None:
+    """Write a self-contained HTML page, in one file that works without a network.
+
+    `megabase report RUN` is about a training run: learning curve, perplexity against context,
+    baselines, data, settings; the numbers on held-out DNA come from `megabase evaluate RUN`. With
+    --region or --vcf it is a genome browser: the sequence, genes, what a model predicts at every
+    base, tracks, and a table of variants.
+    """
+    output = None if args.output is None else Path(args.output)
+    if output is not None and output.suffix.lower() not in (".html", ".htm", ""):
+        raise ConfigError(f"{output}: the page is HTML; give a name that ends in .html")
+    if args.region is not None or args.vcf is not None:
+        refuse_unused(args, "evaluation", "for the page of a run")
+        if args.vcf is None:
+            refuse_unused(args, "info", "for variants, and --vcf is missing")
+        page = _genome_page(args)
+    elif args.run is None:
+        raise ConfigError("name a run folder, or for a genome page --genome with --region or --vcf")
+    else:
+        why = "for a genome page, and neither --region nor --vcf is given"
+        refuse_unused(args, "genome genes track ism window no_model strict info", why)
+        from megabase.report.run_page import write_run_page
+
+        page = write_run_page(args.run, args.output, args.evaluation, overwrite=args.overwrite)
+    note(f"wrote {page}")
+
+
+def _genome_page(args: Namespace) -> Path:
+    from megabase.data.sources import genome_store
+    from megabase.genome.files import file_digest
+    from megabase.genome.interval import Interval
+    from megabase.models.loading import load
+    from megabase.report.genome_page import (
+        GenomePage,
+        genes_track,
+        read_track,
+        read_variants,
+        variants_track,
+    )
+
+    if args.genome is None:
+        raise ConfigError("--genome is missing: a page of a region or of variants needs a genome")
+    if args.ism is not None and args.no_model:
+        raise ConfigError("--ism needs the model; remove --no-model")
+    target = Path(args.output or "genome.html")
+    check_output(target, args.overwrite)
+    with genome_store(args.genome) as store:
+        region = variants = genes = None
+        if args.region is not None:
+            region = store.region(args.region)
+            region = Interval(region.contig, region.start, region.end)
+        if args.vcf is not None:
+            variants = read_variants(args.vcf, store, region, info=args.info, strict=args.strict)
+        regions = [region] if region is not None else _around(variants, store, args.flank)
+        total = sum(one.length for one in regions)
+        if total > _MOST_BASES:
+            raise ConfigError(
+                f"the page would carry {total:,} bases, more than {_MOST_BASES:,}; take a smaller "
+                "--region, fewer variants, or a smaller --flank"
+            )
+        model = None if args.no_model else load(args.run, head="language", device=args.device)
+        page = GenomePage(store, regions)
+        where = str(region)
+        page.numbers.append((f"{total:,}", "", "bases shown"))
+        page.facts += [("genome", store.name), ("genome sha256", store.checksum)]
+        if args.genes is not None:
+            genes = genes_track(args.genes, "genes", store, regions, strict=args.strict)
+            page.tracks.append(genes)
+            page.facts.append(("genes", Path(args.genes).name))
+        if variants is not None:
+            track, page.columns, page.rows = variants_track(variants, genes)
+            page.tracks.append(track)
+            number = variants["record"].n_unique()
+            records = f"{number:,} VCF record{'s' if number != 1 else ''}"
+            where = records if region is None else where
+            alleles = variants["alt"].count()  # a record without an alternative has a row too
+            page.numbers.append((f"{alleles:,}", f"in {records}", "alternative alleles"))
+            about = f"{Path(str(args.vcf)).name}, sha256 {file_digest(str(args.vcf))}"
+            page.facts.append(("variants", about))
+        # A bad file is reported before the model works.
+        more = [read_track(text, store, regions, strict=args.strict) for text in args.track]
+        if model is not None:
+            _expect(page, model, variants, args)
+            if args.ism is not None:
+                _substitute(page, model, args)
+        for track, fact in more:
+            page.tracks.append(track)
+            page.facts.append(fact)
+        page.title = f"{where} of {store.name}"
+        if variants is not None:
+            page.lead = f"{page.lead} A click on a row of the table shows the variant.".lstrip()
+        page.lead = page.lead or "The genome, and tracks along it."
+        write_whole(target, page.html(), args.overwrite)
+    return target
+
+
+def _around(variants: pl.DataFrame | None, store: Genome, flank: int) -> list[Interval]:
+    """Give what lies around variants, joined where it meets."""
+    from megabase.genome.interval import Interval, union
+
+    assert variants is not None
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for contig, start, end in sorted(variants.select("contig", "start", "end").rows()):
+        high = min(store.contig(contig).length, end + flank)
+        spans.setdefault(contig, []).append((max(0, start - flank), high))
+    return [Interval(contig, *span) for contig, own in spans.items() for span in union(own)]
+
+
+def _expect(
+    page: GenomePage, model: Loaded, variants: pl.DataFrame | None, args: Namespace
+) -> None:
+    import numpy as np
+
+    from megabase.evaluate.log_probs import (
+        allele_views,
+        base_probabilities,
+        log_likelihood,
+    )
+    from megabase.genome.interval import shared_ends
+    from megabase.report.genome_page import Logo, Overlay, Segment, Track
+
+    options = {"window": args.window, "batch_tokens": args.batch_tokens}
+    above: list[Segment] = []
+    for region in page.regions:
+        found = base_probabilities(model, page.store, region, **options)
+        own = log_likelihood(found, page.store.fetch(region))
+        # Against knowing nothing (1/4 for every base), so that the line at zero means something.
+        above.append(Segment(region.contig, region.start, own + np.log(4)))
+        text = "Letters as high as their information in bits."
+        page.logos.append(
+            Logo("What the model expects", text, region.contig, region.start, found, "probability")
+        )
+    name = "log-likelihood above uniform (nats)"
+    page.tracks.append(Track(name, segments=tuple(above), below="#b4530a", height=80))
+    every = np.concatenate([segment.values for segment in above])
+    perplexity = 4 * float(np.exp(-np.nanmean(every))) if np.isfinite(every).any() else np.nan
+    page.numbers.append((f"{perplexity:.3f}", "of 4", "perplexity of the model here"))
+    page.facts += [("model", model.name), ("model sha256", model.digest)]
+    view = "both sides of" if model.masked else "what stands before"
+    page.lead = (
+        f"What the model {model.name} expects at every base, from {view} it. Zoom in for letters: "
+        "they follow the view."
+    )
+    rows = (
+        [] if variants is None else variants.select("contig", "start", "end", "ref", "alt").rows()
+    )
+    for view in allele_views(model, page.store, rows, around=_AROUND, **options):
+        contig, _, _, ref, alt = rows[view.number]
+        shift = "" if len(ref) == len(alt) else " Places after it are those of the alternative."
+        text = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
+        name, found = "With the variant", view.probabilities
+        page.logos.append(Logo(name, text, contig, view.start, found, "probability", view.number))
+        front, back = shared_ends(ref, alt)
+        own = ref[front : len(ref) - back], alt[front : len(alt) - back]
+        before, after = view.before + ref[:front], ref[len(ref) - back :] + view.after
+        page.overlays.append(
+            Overlay(view.number, view.start, before, own, after, view.ref, view.alt)
+        )
+
+
+def _substitute(page: GenomePage, model: Loaded, args: Namespace) -> None:
+    import numpy as np
+
+    from megabase.genome.alphabet import BASES
+    from megabase.inference.ism import ism
+    from megabase.report.genome_page import Logo, Segment, Track
+
+    region = page.store.region(args.ism)
+    if not any(shown.contains(region) for shown in page.regions):
+        raise ConfigError(f"--ism {region} does not lie in what the page shows")
+    if region.length > _MOST_SUBSTITUTED:
+        raise ConfigError(
+            f"--ism {region} has {region.length:,} bases, more than {_MOST_SUBSTITUTED:,} (three "
+            "changes each); take a shorter region, or add the bigWig of megabase ism as a track"
+        )
+    found = ism(model, region, page.store, window=args.window, batch_tokens=args.batch_tokens)
+    method = next(iter(found.scores))
+    effects = found.scores[method].copy()
+    for number, base in enumerate(found.ref):
+        if base in BASES:
+            effects[number, BASES.index(base)] = np.nan
+    mean = Segment(region.contig, region.start, -found.importance(method))
+    name = f"mean effect of a substitution ({method})"
+    page.tracks.append(Track(name, segments=(mean,), below="#b4530a", height=80))
+    text = (
+        f"Letters as high as the mean loss of the three changes ({method}); below, each change: "
+        "red for less likely, blue for more."
+    )
+    what = "What a substitution would change"
+    page.logos.append(Logo(what, text, region.contig, region.start, effects, "effects"))
+    page.facts.append(("substitutions", f"{region}, {method}, both strands"))
+
+
 # fmt: off
 VERBS = {
     "evaluate": Verb(_add_evaluate, _evaluate, (
@@ -249,5 +489,11 @@ VERBS = {
     )),
     "compare": Verb(_add_compare, _compare, (
         "megabase compare runs/causal runs/masked -o table.md",
+    )),
+    "report": Verb(_add_report, _report, (
+        "megabase report runs/mine",
+        "megabase report --genome hg38.mb --region chr20:50,000,001-50,020,000 --genes "
+        "genes.gff.gz",
+        "megabase report runs/mine --genome hg38.mb --vcf scored.vcf.gz -o variants.html",
     )),
 }

@@ -28,8 +28,7 @@ from megabase.genome.alphabet import decode, encode
 from megabase.genome.files import is_stream
 from megabase.inference.generation.decoding import Decoder
 from megabase.inference.jobs import Work, map_file
-from megabase.inference.parts import Provenance
-from megabase.inference.writers import require_suffix
+from megabase.inference.parts import Provenance, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, choose_device, inference_mode, load, threads
 from megabase.options import Progress, RunOptions

@@ -46,13 +46,12 @@ from megabase.genome.interval import Interval, one_based
 from megabase.genome.left_out import LeftOut, Reason
 from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
-from megabase.inference.parts import Provenance
+from megabase.inference.parts import Provenance, Run, require_bigwig, require_suffix, write_bigwig
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.prefix import HyenaPrefix
 from megabase.inference.variants.score_table import BLOCK_HEAD, write_index
 from megabase.inference.variants.scorer import DEFAULT_WINDOW
-from megabase.inference.writers import Run, require_bigwig, require_suffix, write_bigwig
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 from megabase.options import EverySnvScoring

@@ -19,7 +19,7 @@ from megabase.genome.alphabet import BASE_BITS, BASES, T, decode
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import Work, map_file, split_options
-from megabase.inference.parts import Provenance
+from megabase.inference.parts import Provenance, require_suffix
 from megabase.inference.variants.calibration import (
     CALIBRATION_FILE,
     CLASSES,
@@ -27,7 +27,6 @@ from megabase.inference.variants.calibration import (
     context_of,
 )
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
-from megabase.inference.writers import require_suffix
 from megabase.models.auto import open_model
 from megabase.models.loading import Loaded, ModelSpec
 from megabase.options import CalibrationOptions

@@ -23,12 +23,11 @@ from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
 from megabase.genome.store import Genome
 from megabase.inference.jobs import Work, check_run, map_file, split_options
-from megabase.inference.parts import Provenance
+from megabase.inference.parts import TABLE_SUFFIXES, Provenance, merge_tables, require_suffix
 from megabase.inference.variants.calibration import DERIVED, columns
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.score_table import TableScorer, write_index
 from megabase.inference.variants.scorer import AlleleScore, VariantOptions, VariantScorer
-from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec
 from megabase.options import VariantFileScoring
 
