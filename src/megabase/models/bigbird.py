@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 
 from megabase.models.base import OwnFamilyConfig, Problems
-from megabase.models.bert import BertLike
+from megabase.models.heads import BertLike
 
 
 class GenomicBigBirdConfig(OwnFamilyConfig, BigBirdConfig):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -22,8 +22,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from megabase.models.base import OwnFamilyConfig, Problems, refuse_rest
-from megabase.models.bert import BertLike
 from megabase.models.checkpoints.reader import ConvertedModel, Weights, build
+from megabase.models.heads import BertLike
 
 _UNUSED = ("num_rnn_layer", "rnn", "rnn_dropout", "rnn_hidden", "split", "auto_map")
 """Settings of a recurrent classifier that the released weights do not hold, and of foreign code."""
