@@ -89,8 +89,7 @@ _FILE_ONLY = (RunOptions.__optional_keys__ - {"batch_tokens", "device"}) | (
     VariantFileScoring.__optional_keys__ - CalibratedScoring.__optional_keys__
 )
 """Keywords that do nothing to a result in memory, and so need ``out=``."""
-_NO_SEQUENCE = re.compile(r"[./\\\d_-]")
-"""What names of files hold and sequences do not."""
+_NO_SEQUENCE = re.compile(r"[./\\\d_-]")  # what names of files hold and sequences do not
 _LONGEST_NAME = 255
 """Letters of the name of a file at most; the system refuses to look for a longer one."""
 

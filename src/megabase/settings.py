@@ -21,8 +21,7 @@ from megabase.untrusted import fits, shown
 
 _MOST_POSITIONS = (1 << 31) - 1
 """Positions of an input: tables of them are indexed by 32-bit numbers in some libraries."""
-_MOST = 1 << 53
-"""Largest number of a setting: from here on YAML's and JSON's floats are not exact."""
+_MOST = 1 << 53  # largest number of a setting: from here on YAML's and JSON's floats are not exact
 _RULES: Mapping[str, Callable[[float], bool]] = {
     "be at least 0": lambda value: value >= 0,
     "be at least 1": lambda value: value >= 1,

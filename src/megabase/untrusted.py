@@ -24,8 +24,7 @@ TEXT_BYTES = 256 << 20
 """Largest text file that is read whole; the largest of ours, a byte-pair vocabulary, has 3 MB."""
 YAML_BYTES = 1 << 20
 """Largest YAML file; the parser reads about a megabyte a second."""
-_YAML_NODES = 20_000
-"""Values of a settings file with its aliases followed; ours have a few hundred."""
+_YAML_NODES = 20_000  # values of a settings file with its aliases followed; ours have a few hundred
 _YAML_DEPTH = 32  # ours have four levels; the parser recurses
 _LARGEST = 1 << 63  # longer integers are slow to print, and nothing here takes them
 _SHOWN = 80  # characters of a value in a message: about a line of a terminal

@@ -59,10 +59,8 @@ class Job:
     unit: Unit
     splits: Mapping[str, LabeledSequences]
     rows_digest: str
-    apart: npt.NDArray[np.bool_]
-    """Test rows that meet no training and no validation row."""
-    before: Mapping[str, Any] | None = None
-    """Record of the run that this one continues."""
+    apart: npt.NDArray[np.bool_]  # test rows that meet no training and no validation row
+    before: Mapping[str, Any] | None = None  # record of the run that this one continues
 
 
 def run_benchmark(

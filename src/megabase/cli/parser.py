@@ -41,8 +41,7 @@ _Config = TypeVar("_Config", bound=Settings)
 
 MODEL = "model folder, run folder, preset or Hub name; default: the model in the package"
 """Help of the argument MODEL."""
-_EXAMPLES = "examples:\n"
-"""Marks a text of examples, whose lines are not to be filled."""
+_EXAMPLES = "examples:\n"  # marks a text of examples, whose lines are not to be filled
 _PATTERNS = (
     # jsonargparse's wordings: unknown key at the top, in a group, in a list of dataclasses, a flag.
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.\-]+)'"),
@@ -59,8 +58,7 @@ _PYTHON_OPTION = re.compile(
     # Not inside a path or a word: resume=True, long='chunks', resplit=0.25, genome=...
     r"(?<![\w/.=-])(?P<name>[a-z_][\w.]*)=(?P<value>True|False|'[^']*'|\d+(?:\.\d+)?|\.\.\.)"
 )
-_SEARCHED = 10_000
-"""Characters that are searched: jsonargparse may quote a whole recipe."""
+_SEARCHED = 10_000  # characters that are searched: jsonargparse may quote a whole recipe
 _LONGEST = 400
 """Characters of an error in the parser's own words, which quotes the values it was given."""
 
@@ -105,8 +103,7 @@ class VerbParser(ArgumentParser):
 
     outer: VerbParser | None = None
     """The parser of the verb, for that of one of its actions (build, info, verify)."""
-    fields: Sequence[str] = ()
-    """Dotted names of a recipe, which a misspelled one is compared with."""
+    fields: Sequence[str] = ()  # dotted names of a recipe, which a misspelled one is compared with
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise in place of usage and exit."""

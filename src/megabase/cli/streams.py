@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 _LINE_SECONDS = 30.0
 """Between two lines in a log: often enough to see that work goes on, too seldom to fill it."""
-_WIDTH = 200
-"""Letters of a line away from a terminal: rich would wrap at 80 and cut names."""
+_WIDTH = 200  # letters of a line away from a terminal: rich would wrap at 80 and cut names
 
 quiet = False
 """Whether ``--quiet`` was given: no progress and no notes. Set by the command line, once a call."""

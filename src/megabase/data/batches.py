@@ -40,14 +40,10 @@ class Draw(NamedTuple):
     """What is drawn at random for every epoch: its order, the strands and the segments."""
 
     seed: int = 0
-    shuffle: bool = True
-    """False: index i is row i."""
-    block: int = 1
-    """Sequences of a step. Rows of a block have similar lengths when lengths differ."""
-    reverse_probability: float = 0.0
-    """Chance that a row is read as its reverse complement."""
-    crop: float = 1.0
-    """Share of every row that is read, in (0, 1]: a segment at a random position."""
+    shuffle: bool = True  # False: index i is row i
+    block: int = 1  # sequences of a step. Rows of a block have similar lengths when lengths differ.
+    reverse_probability: float = 0.0  # chance that a row is read as its reverse complement
+    crop: float = 1.0  # share of every row that is read, in (0, 1]: a segment at a random position
 
 
 def tokenize(

@@ -41,8 +41,7 @@ _SPLIT_NAMES = {
 _COMMA, _TAB, _PARQUET = (".csv",), (".tsv", ".tab"), (".parquet", ".pq")  # endings, .gz left out
 _FASTQ = (".fastq", ".fq")  # recognized to say what to do
 _FASTA = (".fa", ".fasta", ".fna")  # endings in common use
-TABLE_SUFFIXES = (*_COMMA, *_TAB, *_PARQUET)
-"""Endings of tables, .gz left out."""
+TABLE_SUFFIXES = (*_COMMA, *_TAB, *_PARQUET)  # endings of tables, .gz left out
 _KINDS = (*TABLE_SUFFIXES, *_FASTA)  # the files that are read
 _MAGIC = b"PAR1"  # at both ends of a Parquet file
 _DEPTH = 16  # nesting of Thrift structures; a footer of real tables has less than ten levels

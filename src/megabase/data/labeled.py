@@ -67,14 +67,10 @@ class Ragged(NamedTuple):
 class LabelTable:
     """Examples as they stand in a file."""
 
-    source: str
-    """File or folder."""
-    sequences: list[str]
-    """Letters of each example."""
-    labels: list[tuple[str, ...]]
-    """Label cells of each example, one for each of `columns`."""
-    columns: tuple[str, ...]
-    """Names of the label columns."""
+    source: str  # file or folder
+    sequences: list[str]  # letters of each example
+    labels: list[tuple[str, ...]]  # label cells of each example, one for each of `columns`
+    columns: tuple[str, ...]  # names of the label columns
     names: list[str] | None = None
     """Where each example is, when "row N" would not identify it (records, files)."""
     intervals: tuple[Interval, ...] | None = None
@@ -113,23 +109,17 @@ class LabelTable:
 class LabeledSequences:
     """Sequences with their labels; sequence i is ``codes[offsets[i]:offsets[i + 1]]``."""
 
-    codes: npt.NDArray[np.uint8]
-    """Base codes of all sequences, one after the other."""
-    offsets: npt.NDArray[np.int64]
-    """Where each sequence starts, and the end: (n + 1,)."""
+    codes: npt.NDArray[np.uint8]  # base codes of all sequences, one after the other
+    offsets: npt.NDArray[np.int64]  # where each sequence starts, and the end: (n + 1,)
     labels: npt.NDArray[Any]
     """int64 (n,) class numbers, or float32 (n, K), where NaN is a label that is not known; for
     nucleotides int16, a class number for each of `codes`, where -100 is a base without label; for
     tracks float32 (bins, K), a number for each `bin` of `codes`."""
     kind: Kind
-    classes: tuple[str, ...]
-    """Names of the classes, of the labels, or of the numbers."""
-    text: LabelTable
-    """Where the examples come from."""
-    rows: npt.NDArray[np.int64]
-    """Number of each sequence in `text`, from 0."""
-    bin: int = 1
-    """Bases of a label of a track; all sequences hold whole bins."""
+    classes: tuple[str, ...]  # names of the classes, of the labels, or of the numbers
+    text: LabelTable  # where the examples come from
+    rows: npt.NDArray[np.int64]  # number of each sequence in `text`, from 0
+    bin: int = 1  # bases of a label of a track; all sequences hold whole bins
 
     def __len__(self) -> int:
         return len(self.rows)

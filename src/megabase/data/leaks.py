@@ -37,10 +37,8 @@ class RowKmers(NamedTuple):
     """The distinct k-mers of each sequence of a set, on either strand."""
 
     kmers: _Kmers
-    row: _Rows
-    """Pairs of a k-mer and the row that holds it, sorted by row and k-mer, each once."""
-    rows: int
-    """Number of rows, those without k-mers too."""
+    row: _Rows  # pairs of a k-mer and the row that holds it, sorted by row and k-mer, each once
+    rows: int  # number of rows, those without k-mers too
 
     @classmethod
     def of(cls, rows: LabeledSequences, every: int = 1, k: int = _K_NEAR) -> RowKmers:

@@ -23,8 +23,7 @@ from megabase.genome.store import Genome
 if TYPE_CHECKING:
     import polars as pl
 
-Place = str | os.PathLike[str]
-"""A contig, a region as people write it, or a BED file."""
+Place = str | os.PathLike[str]  # a contig, a region as people write it, or a BED file
 _BED = (".bed", ".bed.gz", ".narrowpeak", ".narrowpeak.gz", ".broadpeak", ".broadpeak.gz")
 """Endings that tell a BED file from a contig."""
 # Contigs are laid end to end, far apart: one-dimensional algebra then serves all of them at once.

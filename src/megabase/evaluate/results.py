@@ -81,8 +81,7 @@ class ContextPoint:
     """Perplexity of the fixed set of targets at one context length."""
 
     context: int
-    context_min: int
-    """The targets of a block see context_min, context_min + 1, ..., context bases."""
+    context_min: int  # the targets of a block see context_min, context_min + 1, ..., context bases
     measure: Measure
     saved_nats: float
     saved_nats_se: float | None
@@ -95,12 +94,10 @@ class Baseline:
     """A model without a network, scored on the same targets."""
 
     name: str
-    order: int | None
-    """Bases of context; None for the uniform model."""
+    order: int | None  # bases of context; None for the uniform model
     rates: tuple[float, ...]
     """Weight of the next shorter context, in counts, for each order up to this one."""
-    fitted: bool
-    """Whether the rates were fitted on the training regions."""
+    fitted: bool  # whether the rates were fitted on the training regions
     measure: Measure
     context_measure: Measure | None
     """On the targets of the evaluation, and of the context curve; None without a curve."""

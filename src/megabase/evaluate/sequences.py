@@ -212,8 +212,7 @@ class _Rows(NamedTuple):
     number: NDArray[np.int64]  # number of each block, (n,)
     codes: NDArray[np.uint8]  # base codes, (n, length); padding outside the contig
     lead: int  # position of the first target in every row
-    wanted: NDArray[np.bool_]
-    """Which columns from ``lead`` on belong to the block, (n, targets)."""
+    wanted: NDArray[np.bool_]  # which columns from ``lead`` on belong to the block, (n, targets)
 
 
 def read_rows(

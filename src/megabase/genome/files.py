@@ -44,8 +44,7 @@ _REFUSED = {stat.S_ISDIR: "a folder", stat.S_ISBLK: "a block device", stat.S_ISS
 _LONGEST_LINE = 1 << 27
 """Bytes of a line of a table: ten times the longest row known; a gzip file of one megabyte can hold
 a line of a gigabyte."""
-LOCK_NAME = ".lock"
-"""Hidden, so that a folder with nothing else in it looks empty."""
+LOCK_NAME = ".lock"  # hidden, so that a folder with nothing else in it looks empty
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """A file system without locks (some network ones): the record in the file has to do."""
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC  # of the lock file, no link to another

@@ -50,8 +50,7 @@ MAGIC = b"\x89MBG\r\n\x1a\n"
 """As that of PNG: the first byte is not text, and a conversion of line ends shows."""
 FORMAT_VERSION = 1
 """Raised by a change that older readers would misread; new fields of the metadata are none."""
-CODES_OFFSET = 4096
-"""The codes begin on a page of their own, so the map of a file is aligned."""
+CODES_OFFSET = 4096  # the codes begin on a page of their own, so the map of a file is aligned
 _HEADER = struct.Struct("<8sIIQQQQ32s")  # the fields listed above
 _SUFFIXES = (".gz", ".bgz", ".bgzf", ".fa", ".fasta", ".fna", ".fas", ".ffn", ".seq", ".txt")
 """Endings of FASTA files, which are not part of a genome's name."""

@@ -20,10 +20,8 @@ from megabase.genome.left_out import LeftOut
 from megabase.genome.store import Genome
 from megabase.untrusted import parsing
 
-BIGWIG = (".bw", ".bigwig")
-"""Endings of bigWig files."""
-BEDGRAPH = (".bedgraph", ".bdg", ".bg")
-"""Endings of bedGraph files; ``.gz`` or ``.bgz`` may follow."""
+BIGWIG = (".bw", ".bigwig")  # endings of bigWig files
+BEDGRAPH = (".bedgraph", ".bdg", ".bg")  # endings of bedGraph files; ``.gz`` or ``.bgz`` may follow
 
 
 def require_bigwig(purpose: str = "writing bigWig") -> None:

@@ -43,8 +43,7 @@ from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.options import EmbedOptions
 
-Pool = Literal["mean", "max", "sum", "first", "last"]
-"""Ways from the vectors of all bases to one."""
+Pool = Literal["mean", "max", "sum", "first", "last"]  # ways from the vectors of all bases to one
 Long = Literal["error", "chunks", "published"]
 """What to do with a sequence longer than the model reads. ``error``: refuse it. ``chunks``: cut it
 into pieces side by side and pool over the positions of all pieces, so that a mean weighs every base

@@ -35,8 +35,7 @@ from megabase.options import Progress, RunOptions
 _Part = pl.DataFrame | str | bytes
 """Result of a chunk: a frame (kept as Parquet), lines of text, or what is kept as it is."""
 
-_Merge = Callable[[list[Path], Path, Provenance], object]
-"""Writes all parts, in order, to a path."""
+_Merge = Callable[[list[Path], Path, Provenance], object]  # writes all parts, in order, to a path
 _POLL_SECONDS = 0.1  # a chunk takes seconds or more, so looking more often would show nothing new
 BATCH_TOKENS = 1 << 16
 """Positions of a forward pass: a small model then keeps a CPU or a GPU busy in a few GB."""

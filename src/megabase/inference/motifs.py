@@ -56,8 +56,7 @@ _Codes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
 _Changed = tuple[int, _Codes, int, int]
 """Number of a sequence, and what it becomes by other bases from a start to an end."""
-_NAMED = 0.05
-"""Largest q-value of a motif that names a seqlet: at most one name in twenty is wrong."""
+_NAMED = 0.05  # largest q-value of a motif that names a seqlet: at most one name in twenty is wrong
 _LEVELS = 1000  # steps of the range, as in tangermeme: far finer than what tells seqlets apart
 _FEW = 25  # motifs: with fewer, tomtom-lite calls its own p-values rough
 _SCHEMA: dict[str, Any] = {
@@ -68,8 +67,7 @@ _SCHEMA: dict[str, Any] = {
 """Columns of a table of seqlets, stated so that an empty table has them too."""
 _NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)  # not below 0
 _ROUNDING = 0.02  # by which a row of printed probabilities may miss 1
-_PLACE = ("name", "contig", "start", "end", "strand")
-"""First columns of the table of a file."""
+_PLACE = ("name", "contig", "start", "end", "strand")  # first columns of the table of a file
 _TURNED = str.maketrans("+-", "-+")  # strands of what is read from the reverse strand
 
 

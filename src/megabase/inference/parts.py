@@ -38,8 +38,7 @@ _MERGED = ".merged"  # marks that the output is whole and only has to be put in 
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 _NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
 _ADVICE = "make room and continue with resume=True"  # on a full disk
-TABLE_SUFFIXES = (".parquet", ".tsv")
-"""Endings of tables."""
+TABLE_SUFFIXES = (".parquet", ".tsv")  # endings of tables
 _ROW_GROUP = 1 << 16  # rows that a reader of Parquet has to hold at once
 _DIGITS = 7  # in text: as many as a model that computes in 32 bits gives
 
@@ -93,8 +92,7 @@ class Provenance:
 class Shard(NamedTuple):
     """A share of the chunks of a run: those whose number modulo `out_of` is `number`."""
 
-    number: int = 0
-    """0-based, unlike in text."""
+    number: int = 0  # 0-based, unlike in text
     out_of: int = 1
 
     @classmethod

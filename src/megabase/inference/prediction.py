@@ -53,8 +53,7 @@ from megabase.options import PassOptions, PredictOptions, RunOptions
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
-"""Endings of a track, or of the regions called in it."""
+TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")  # endings of a track, or of the regions called in it
 _LISTED = 20  # regions that a provenance lists: it is one line of the header of an output
 _BLOCK = 1 << 17  # bases that one chunk answers for: seconds of work, and several a contig
 

@@ -35,8 +35,7 @@ _PIECE = 1 << 14
 """Positions streamed at a time: long enough for products, small beside the sequence."""
 _CHANNELS = 16
 """Channels projected at a time: the normalized input is computed once for each such block."""
-_CONVOLVED = 4
-"""Channels convolved at a time: their spectra are alive together."""
+_CONVOLVED = 4  # channels convolved at a time: their spectra are alive together
 
 
 class _At(NamedTuple):

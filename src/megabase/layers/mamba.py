@@ -24,10 +24,8 @@ from megabase.ops.causal_conv import causal_conv
 from megabase.ops.norm_mlp import NormKind, NormWeights, normalize
 from megabase.ops.selective_scan import ScanInputs, selective_scan, selective_step
 
-Strategy = Literal["add", "ew_multiply"]
-"""How the two directions are joined."""
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
-"""Names of all strategies."""
+Strategy = Literal["add", "ew_multiply"]  # how the two directions are joined
+STRATEGIES: tuple[str, ...] = get_args(Strategy)  # names of all strategies
 
 
 class Norm(nn.Module):

@@ -26,8 +26,7 @@ from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.untrusted import parse_yaml, read_text
 
 _TRACKS_KIND, _ = HEADS["tracks"]  # tracks are an output at every token
-_SHOWN_CLASSES = 20
-"""Outputs that an error message lists: about two lines."""
+_SHOWN_CLASSES = 20  # outputs that an error message lists: about two lines
 
 
 @dataclass(frozen=True)

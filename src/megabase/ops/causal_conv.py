@@ -18,8 +18,7 @@ from megabase.ops import backend, kernels
 from megabase.ops.registry import Saved, operator, wide_dtype
 from megabase.ops.short_conv import taps_flops
 
-_SINGLE_THREAD = 1 << 15
-"""Elements below which starting threads costs more than they save."""
+_SINGLE_THREAD = 1 << 15  # elements below which starting threads costs more than they save
 _CHECKS: dict[str, Any] = {
     "rules": {"P": lambda sizes, _: sizes["K"] - 1}, "least": {"K": 1},
 }  # fmt: skip

@@ -30,8 +30,7 @@ KEEP_ROOM = 64
 _KEEP_ALWAYS = 1 << 20
 """Size of an input that nobody has to measure the memory for: that takes 0.1 ms."""
 
-_SAME = 2e-4
-"""Difference allowed, relative to the largest number: sums are formed in another order."""
+_SAME = 2e-4  # difference allowed, relative to the largest number: sums are formed in another order
 
 
 def keeps(x: Tensor) -> bool:

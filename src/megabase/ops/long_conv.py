@@ -24,8 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from megabase.ops import backend
 from megabase.ops.registry import Saved, operator, wide_dtype
 
-_SMALL = 32
-"""Below this every length is quick enough, and the smallest one is taken."""
+_SMALL = 32  # below this every length is quick enough, and the smallest one is taken
 
 
 def lags(sizes: dict[str, int], given: dict[str, Any]) -> int:
@@ -88,8 +87,7 @@ def convolution_flops(batch: int, channels: int, length: int) -> int:
 
 BLOCK_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
-_MIN_ROWS = 16
-"""Rows per transform call at least, because the library parallelizes over rows."""
+_MIN_ROWS = 16  # rows per transform call at least, because the library parallelizes over rows
 _MATRIX_ELEMENTS = 1 << 27
 """Elements of the definition's matrix that exist at a time: 512 MB in float32."""
 _CHECKS: dict[str, Any] = {"rules": {"M": lags}, "least": {"L": 1}}

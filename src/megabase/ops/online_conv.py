@@ -18,10 +18,8 @@ from megabase.ops.registry import Arguments
 
 _BLOCK = 64
 """Positions within which inputs are added to outputs one by one: one small product in the cache."""
-_FEW = 16
-"""A tile that reaches no more outputs than this is summed without a transform."""
-_CACHED_USES = 4
-"""Spectra of a tile size are kept when this many tiles of it lie ahead."""
+_FEW = 16  # a tile that reaches no more outputs than this is summed without a transform
+_CACHED_USES = 4  # spectra of a tile size are kept when this many tiles of it lie ahead
 _CHECKED = Arguments("online_conv", {"k": "D M", "skip": "D"}, least={"M": 1})
 """What a convolution begins with."""
 
@@ -42,8 +40,7 @@ def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> _OnlineConv:
 class _OnlineConv(ABC):
     """A causal long convolution whose inputs come one by one; made by :func:`online_conv`."""
 
-    slot: Tensor
-    """Where the next input, (batch, channels), is written before :meth:`advance`."""
+    slot: Tensor  # where the next input, (batch, channels), is written before :meth:`advance`
 
     @abstractmethod
     def prefill(self, u_BDL: Tensor) -> Tensor:

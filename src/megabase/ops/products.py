@@ -109,10 +109,8 @@ def product_into(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.copy_(a @ b)
 
 
-_SMALL = 1 << 18
-"""Multiplications below which starting the other library costs more than it saves."""
-_FEW = 256
-"""Summands up to which a column-major left matrix is taken as it is."""
+_SMALL = 1 << 18  # multiplications below which starting the other library costs more than it saves
+_FEW = 256  # summands up to which a column-major left matrix is taken as it is
 
 
 def _find_onednn() -> bool:

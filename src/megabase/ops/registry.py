@@ -27,8 +27,7 @@ from megabase.errors import OperatorError
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of operators written in torch; tensors of different ones may be given together."""
-_REMEMBERED = 1024
-"""Kinds of arguments that an operator remembers to fit: some kilobytes each."""
+_REMEMBERED = 1024  # kinds of arguments that an operator remembers to fit: some kilobytes each
 _ORDINARY = (Tensor, torch.nn.Parameter)
 """Tensors that are nothing but their values; a subclass has its own way with operators."""
 # Types of arguments and results as torch writes them.

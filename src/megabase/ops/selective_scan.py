@@ -25,8 +25,7 @@ _STEP_ELEMENTS = 1 << 15
 """States that advance in one call: enough to pay for it, few enough for the cache."""
 _STEPS_PER_STATE = 4
 """Block length over states per channel; sets the memory kept for the backward pass."""
-_LEAST_STEPS = 16
-"""Shortest block, where there are few states."""
+_LEAST_STEPS = 16  # shortest block, where there are few states
 _CHECKS: dict[str, Any] = {
     "least": {"L": 1},
     "rules": {"T": lambda _, x: _Plan(x["u"], x["A"].shape[1], torch.float32, 0).all_blocks},

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from megabase.ops import backend
 from megabase.ops.registry import Saved, operator, wide_dtype
 
-_BLOCK_SAMPLES = 1 << 19
-"""Samples per block, so that a block stays in the cache over its taps."""
+_BLOCK_SAMPLES = 1 << 19  # samples per block, so that a block stays in the cache over its taps
 _CHECKS: dict[str, Any] = {"least": {"K": 1}, "below": {"after": "K"}}
 """What holds for the operator and for its gradient."""
 

@@ -38,8 +38,7 @@ from megabase.parallel.collectives import Layout
 
 _DRAWN = 1024
 """Positions whose dropout is drawn by one generator: few calls, and little is drawn for others."""
-_IGNORED = -100
-"""Target that takes no part in a loss: the convention of torch and transformers."""
+_IGNORED = -100  # target that takes no part in a loss: the convention of torch and transformers
 
 
 class Shards:

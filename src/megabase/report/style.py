@@ -64,8 +64,7 @@ NARROW = Size(350, 300, 12.0)
 """Fits on a phone held upright, of 375 pixels."""
 
 
-Draw = Callable[["Figure", Theme, Size], None]
-"""Draws on a figure, for one page and size."""
+Draw = Callable[["Figure", Theme, Size], None]  # draws on a figure, for one page and size
 _SUFFIXES = (".svg", ".png", ".pdf")
 """Endings that figures are written with: what matplotlib writes without a display."""
 LINE_STYLES = ("-", "--", "-.", ":")

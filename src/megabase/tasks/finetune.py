@@ -53,8 +53,7 @@ _MONITORS = {
     "regression": "pearson", "tracks": "pearson",
 }  # fmt: skip
 """What chooses the best checkpoint by default: the metric that the field reports most."""
-_MOST_CLASSES = 10
-"""Classes that the plan lists: as many as fit a line."""
+_MOST_CLASSES = 10  # classes that the plan lists: as many as fit a line
 
 
 class LabeledRun:

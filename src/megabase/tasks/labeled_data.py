@@ -30,8 +30,7 @@ from megabase.errors import ConfigError, InputError
 from megabase.genome.store import Genome
 from megabase.tasks.config import ExamplesConfig, GenomeConfig, LabeledConfig
 
-_STORE = ".mb"
-"""Suffix of genome stores, by which training rows are told from windows of a genome."""
+_STORE = ".mb"  # suffix of genome stores, by which training rows are told from windows of a genome
 _WINDOW = 1024
 """Labeled bases of a window by default: long enough for genes, short enough for every model."""
 

@@ -44,8 +44,7 @@ from megabase.training.schedule import LengthSchedule
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_EVAL_SEED = 20
-"""Orders the validation windows: the same ones in every run over the same regions."""
+_EVAL_SEED = 20  # orders the validation windows: the same ones in every run over the same regions
 _LISTED_REGIONS = 1000
 """Regions written out per split; a genome in many small pieces would make a file of megabytes."""
 

@@ -46,8 +46,7 @@ _AUTO = {
     "token-classification": ("AutoModelForTokenClassification", "text-classification"),
 }
 """Class of transformers and name of the Hub by what a model is for."""
-_OTHER = ("AutoModel", "text-classification")
-"""Those of other models."""
+_OTHER = ("AutoModel", "text-classification")  # those of other models
 
 
 def publish(

@@ -34,31 +34,22 @@ _Config = TypeVar("_Config", bound=RunConfig)
 class Plan:
     """What a run will do, worked out before its first step."""
 
-    settings: TrainConfig
-    """What the loop reads, with everything filled in that depends on the data."""
+    settings: TrainConfig  # what the loop reads, with everything filled in that depends on the data
     family: str
-    model: Any
-    """With its initial weights."""
-    batches: Batches
-    """Training windows or examples."""
+    model: Any  # with its initial weights
+    batches: Batches  # training windows or examples
     objective: Objective
-    evaluations: Mapping[str, EvalSet]
-    """Validation (``valid``) and test."""
+    evaluations: Mapping[str, EvalSet]  # validation (``valid``) and test
     schedule: LengthSchedule
     save_model: SaveModel
-    data: Mapping[str, Any]
-    """What the run is made from, for ``data.json``."""
-    lines: Sequence[str]
-    """All of it for people, above notes and hints."""
+    data: Mapping[str, Any]  # what the run is made from, for ``data.json``
+    lines: Sequence[str]  # all of it for people, above notes and hints
     splits: Mapping[str, LabeledSequences] = field(default_factory=dict)
     """Labeled sequences of train, and of valid and test where they exist."""
-    notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers has to know."""
+    notes: list[str] = field(default_factory=list)  # what a reader of the numbers has to know
     hints: Sequence[str | None] = ()
-    refusal: str | None = None
-    """Why the run must not start, if so."""
-    trains: bool = True
-    """Whether there is anything to train."""
+    refusal: str | None = None  # why the run must not start, if so
+    trains: bool = True  # whether there is anything to train
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the result that are known beforehand."""
 
@@ -67,13 +58,10 @@ class Done(NamedTuple):
     """A run at the end of its training."""
 
     plan: Plan
-    run: Path
-    """Its folder."""
+    run: Path  # its folder
     fabric: Fabric
-    outcome: FitResult
-    """How training ended; nothing is done when there was nothing to train."""
-    started: float
-    """``time.perf_counter()`` at the beginning of the call."""
+    outcome: FitResult  # how training ended; nothing is done when there was nothing to train
+    started: float  # ``time.perf_counter()`` at the beginning of the call
 
     @property
     def stopped(self) -> bool:

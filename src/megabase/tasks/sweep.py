@@ -31,10 +31,8 @@ from megabase.untrusted import shown
 
 _OWN = ("output", "resume", "overwrite", "force")
 """Settings that the sweep itself fills in, or that change no number."""
-_LONGEST = 80
-"""Letters of the name of a run; longer ones are cut, and a hash tells them apart."""
-_TRIES = 1000
-"""Draws for each combination that is wanted, before there seem to be no others."""
+_LONGEST = 80  # letters of the name of a run; longer ones are cut, and a hash tells them apart
+_TRIES = 1000  # draws for each combination that is wanted, before there seem to be no others
 
 
 class Sweep(NamedTuple):

@@ -36,8 +36,7 @@ from megabase.untrusted import build, parsing, read_json, shown
 
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 """Writes the model into a folder, given its full state dict on the CPU."""
-_State = tuple[dict[str, Any], dict[str, Any]]
-"""State dicts of the model and of the optimizer."""
+_State = tuple[dict[str, Any], dict[str, Any]]  # state dicts of the model and of the optimizer
 
 _STEP = re.compile(r"step-(\d{8,})$")  # eight digits sort as text; longer runs still read
 _PARTIAL = ".partial-"  # hidden, and no name of a checkpoint
@@ -48,24 +47,16 @@ _SEPARATOR = "/"  # between a parameter's name and the name of its optimizer val
 class Progress:
     """Where a run stands: everything the loop carries from step to step besides tensors."""
 
-    step: int = 0
-    """Optimizer steps done, skipped ones included."""
-    tokens: int = 0
-    """Input positions seen."""
-    non_finite: int = 0
-    """Steps skipped for a loss or gradient that was not finite."""
-    best_loss: float | None = None
-    """Loss of the best validation so far, in nats per target."""
-    best_step: int | None = None
-    """Step of ``best_loss``."""
+    step: int = 0  # optimizer steps done, skipped ones included
+    tokens: int = 0  # input positions seen
+    non_finite: int = 0  # steps skipped for a loss or gradient that was not finite
+    best_loss: float | None = None  # loss of the best validation so far, in nats per target
+    best_step: int | None = None  # step of ``best_loss``
     best_score: float | None = None
     """Monitored metric of the best validation (the loss, unless the task names another)."""
-    stale: int = 0
-    """Validations since the best one."""
-    seconds: float = 0.0
-    """Time spent training, over all sessions of the run."""
-    scaler: dict[str, float] | None = None
-    """State of what scales the loss of float16."""
+    stale: int = 0  # validations since the best one
+    seconds: float = 0.0  # time spent training, over all sessions of the run
+    scaler: dict[str, float] | None = None  # state of what scales the loss of float16
 
 
 class Checkpoints:

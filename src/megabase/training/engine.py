@@ -49,8 +49,7 @@ from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 class FitResult:
     """How a call of :func:`fit` ended."""
 
-    progress: Progress
-    """Counters at the end."""
+    progress: Progress  # counters at the end
     signal: int | None = None
     """Number of the signal that stopped the run early; None when it reached its end."""
 

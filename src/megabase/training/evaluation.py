@@ -34,22 +34,17 @@ class Batches(Protocol):
 class EvalSet:
     """The fixed windows that validation runs over."""
 
-    data: Batches
-    """Gives window i as ``batch(0, [i], length)``."""
-    windows: int
-    """Number of windows."""
-    length: int
-    """Input positions per window."""
-    objective: Objective
-    """Loss to report, without augmentation or weights."""
+    data: Batches  # gives window i as ``batch(0, [i], length)``
+    windows: int  # number of windows
+    length: int  # input positions per window
+    objective: Objective  # loss to report, without augmentation or weights
     metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
     """Metrics that are not sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
     the objective gave for all windows, in their order; or from the ``table`` of one that counts,
     summed over all windows, for outputs that are too many to keep (one for every base)."""
     monitor: str = "loss"
     """What decides which checkpoint is the best: the loss, or one of `metrics`."""
-    higher: bool = False
-    """Whether more of `monitor` is better."""
+    higher: bool = False  # whether more of `monitor` is better
     on_batch: Callable[[np.ndarray, Any], None] | None = None
     """Called with the numbers of the windows of a batch and what the objective gave for them, in
     the process that ran them; for predictions that are written and not kept."""
@@ -59,12 +54,9 @@ class EvalSet:
 class _Evaluation:
     """What came out."""
 
-    loss: float
-    """Mean loss in nats."""
-    sums: dict[str, float]
-    """Sums over all windows: ``loss``, ``count`` and the objective's metrics."""
-    metrics: dict[str, float]
-    """Result of ``EvalSet.metrics``."""
+    loss: float  # mean loss in nats
+    sums: dict[str, float]  # sums over all windows: ``loss``, ``count`` and the objective's metrics
+    metrics: dict[str, float]  # result of ``EvalSet.metrics``
     outputs: np.ndarray | None = None
     """float32 (windows, K), when there are metrics to take from them."""
 

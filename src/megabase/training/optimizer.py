@@ -13,8 +13,7 @@ from megabase.settings import OptimConfig
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz step, as published with Muon: largest slope at zero for which
 five steps bring every singular value into 0.7 to 1.2."""
-_STEPS = 5
-"""Newton-Schulz steps, as published."""
+_STEPS = 5  # Newton-Schulz steps, as published
 _RMS = 0.2
 """Root mean square of an update before the learning rate; AdamW's is about this, so that both use
 one rate (Moonlight, arXiv 2502.16982, section 2.2)."""

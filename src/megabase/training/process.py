@@ -39,8 +39,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MALLOPT = ((_TRIM_THRESHOLD, -1), (_TOP_PAD, 16 << 20))
 """-1 is read as the largest size, so the heap is never trimmed; growing it by 16 MB keeps system
 calls rare."""
-_MAPPED = 32 << 20
-"""The largest mapping threshold that every version of glibc takes."""
+_MAPPED = 32 << 20  # the largest mapping threshold that every version of glibc takes
 MAPPED_PARTS = 2 << 20
 """Mapping threshold where processes share sequences to save memory: each works on small blocks, and
 their gaps on the heap would take as much as what is used."""

@@ -55,8 +55,7 @@ _ANNOUNCED = {"steps", "tokens", "stages", "optim", "precision", "compile"}
 """May be changed knowingly: a longer budget moves the learning rate of the steps to come."""
 _PACKAGES = ("torch", "lightning-fabric", "transformers", "numpy", "safetensors", "polars", "pysam")
 """Packages whose version can change a number of the run."""
-_LEVELS = 3
-"""Folders to look in, from a model up: run/checkpoints/step-00000100."""
+_LEVELS = 3  # folders to look in, from a model up: run/checkpoints/step-00000100
 _SHA256 = re.compile(r"[0-9a-f]{64}")  # a checksum, which messages shorten
 _LONGEST = 80  # characters of a value in a message: about a line of a terminal
 
@@ -65,8 +64,7 @@ _LONGEST = 80  # characters of a value in a message: about a line of a terminal
 class RunFolder:
     """The records of a run, read from its folder without loading a model."""
 
-    path: Path
-    """The folder."""
+    path: Path  # the folder
     error: type[MegabaseError] = RunError
     """Class of the error about a file that is missing or damaged."""
 

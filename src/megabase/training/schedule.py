@@ -49,16 +49,11 @@ def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = No
 class StagePoint(NamedTuple):
     """Where a step stands in the run."""
 
-    stage: int
-    """Number of the stage, from 0."""
-    length: int
-    """Input positions per sequence."""
-    micro_batch: int
-    """Sequences per device and forward pass."""
-    global_batch: int
-    """Sequences of the step over all devices."""
-    first_index: int = 0
-    """Running number, inside the stage, of the step's first sequence."""
+    stage: int  # number of the stage, from 0
+    length: int  # input positions per sequence
+    micro_batch: int  # sequences per device and forward pass
+    global_batch: int  # sequences of the step over all devices
+    first_index: int = 0  # running number, inside the stage, of the step's first sequence
 
 
 class LengthSchedule:

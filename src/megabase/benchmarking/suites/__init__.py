@@ -32,8 +32,7 @@ SUITES: dict[str, tuple[str, str]] = {
 """Name on the command line -> module here, what it is."""
 
 
-RECORD_FORMAT = 1
-"""Of records: raised when a field changes its meaning."""
+RECORD_FORMAT = 1  # of records: raised when a field changes its meaning
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,18 @@ class Task:
 
     suite: str
     name: str
-    splits: Mapping[str, LabeledSequences]
-    """train, and valid and test where the data have them."""
-    metric: str
-    """The metric of the table."""
-    metrics: tuple[str, ...] = ()
-    """Further ones."""
+    splits: Mapping[str, LabeledSequences]  # train, and valid and test where the data have them
+    metric: str  # the metric of the table
+    metrics: tuple[str, ...] = ()  # further ones
     published: tuple[Mapping[str, Any], ...] = ()
     """What papers report, as :func:`published` gives it."""
-    official: bool = True
-    """Whether the test rows are those of the papers."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the metrics has to know."""
+    official: bool = True  # whether the test rows are those of the papers
+    notes: tuple[str, ...] = ()  # what a reader of the metrics has to know
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning that the data ask for, by dotted name."""
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """For several labels: group name -> first column and the one after its last."""
-    length: int | None = None
-    """Bases of a sequence, where it is what a series of tasks varies."""
+    length: int | None = None  # bases of a sequence, where it is what a series of tasks varies
     test_fraction: float | None = None
     """Share of the training rows that every run tests, of its own choice, without validation."""
 
@@ -74,8 +67,7 @@ class Suite(NamedTuple):
 
     names: Callable[[BenchmarkConfig], list[str]]
     """Names the tasks to run, of those found in the data."""
-    load: Callable[[BenchmarkConfig, str], Task] | None
-    """Reads or makes one of them."""
+    load: Callable[[BenchmarkConfig, str], Task] | None  # reads or makes one of them
     fit: Callable[[BenchmarkConfig, Job, Path, Path], dict[str, Any]] | None = None
     """Takes the place of fine-tuning and of the baselines: from a run, the folder of the sweep and
     that of the run to its record."""

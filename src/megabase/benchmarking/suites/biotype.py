@@ -38,10 +38,8 @@ _INSTRUCTIONS = (
     "columns sequence and label"
 )
 """Shown to users whose file is missing or has no biotypes."""
-_METRICS = ("f1_weighted", "accuracy", "f1", "mcc")
-"""The first is that of the HyenaDNA paper."""
-_MOST_POINTS = 3000
-"""Genes of a picture: more hide one another."""
+_METRICS = ("f1_weighted", "accuracy", "f1", "mcc")  # the first is that of the HyenaDNA paper
+_MOST_POINTS = 3000  # genes of a picture: more hide one another
 
 
 def _names(config: BenchmarkConfig) -> list[str]:
@@ -180,5 +178,4 @@ def _add_picture(job: Job, vectors: npt.NDArray[np.float32], output: Path) -> No
     write_json(file, {"method": "t-SNE", "items": [*others, item]})
 
 
-SUITE = Suite(_names, _load, _fit, _require)
-"""What the runner calls."""
+SUITE = Suite(_names, _load, _fit, _require)  # what the runner calls

@@ -228,5 +228,4 @@ def _groups(labels: tuple[str, ...]) -> dict[str, tuple[int, int]]:
     return {group: (owners.index(group), end) for group, end in last.items()}
 
 
-SUITE = Suite(_names, _load)
-"""What the runner calls."""
+SUITE = Suite(_names, _load)  # what the runner calls

@@ -30,8 +30,7 @@ from megabase.data.leaks import overlap_groups
 from megabase.errors import InputError
 from megabase.evaluate.metrics import default_metrics
 
-Paths = dict[str, Path]
-"""Split -> file or folder."""
+Paths = dict[str, Path]  # split -> file or folder
 
 GENOMIC_BENCHMARKS: dict[str, int] = {
     "dummy_mouse_enhancers_ensembl": 1024, "demo_coding_vs_intergenomic_seqs": 200,
@@ -213,5 +212,4 @@ _SOURCES: dict[str, tuple[Callable[[Path], dict[str, Paths]], str, str]] = {
 }  # fmt: skip
 """Suite -> finds its tasks, what a folder without any lacks, where the data come from."""
 
-SUITE = Suite(_names, _load)
-"""What the runner calls."""
+SUITE = Suite(_names, _load)  # what the runner calls

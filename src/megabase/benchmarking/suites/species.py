@@ -29,14 +29,12 @@ _INSTRUCTIONS = (
     "mLemCat1.pri, A_J_v3, USMARCv1.0 and ASM2306583v1 from NCBI, one FASTA for each chromosome"
 )
 """Shown to users whose genomes are missing."""
-_PARTS = ("train", "valid", "test")
-"""In this order: the number of a part seeds its samples."""
+_PARTS = ("train", "valid", "test")  # in this order: the number of a part seeds its samples
 _FASTA = re.compile(r"\.(fa|fna|fasta)(\.gz)?$", re.IGNORECASE)
 """Endings that are cut off to name a species."""
 _PUBLISHED_SPECIES = {"human", "lemur", "mouse", "pig", "hippo"}
 """Species of the HyenaDNA paper: with others its metrics say nothing."""
-_PUBLISHED_LENGTHS = (1_024, 32_768, 250_000, 450_000, 1_000_000)
-"""Bases of a sample in its tables."""
+_PUBLISHED_LENGTHS = (1_024, 32_768, 250_000, 450_000, 1_000_000)  # bases of a sample in its tables
 
 Codes = npt.NDArray[np.uint8]
 
@@ -238,5 +236,4 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
     )  # fmt: skip
 
 
-SUITE = Suite(_names, _load)
-"""What the runner calls."""
+SUITE = Suite(_names, _load)  # what the runner calls

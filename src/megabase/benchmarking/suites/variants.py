@@ -49,8 +49,7 @@ _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".vcf", ".bcf")
 """Endings of tables, compression left out."""
 _TRANSITIONS = ("AG", "GA", "CT", "TC")
 """Changes of a purine to a purine, or of a pyrimidine to a pyrimidine."""
-_TURNED = 0.45
-"""AUROC below which, with its interval below a half, a sign looks turned."""
+_TURNED = 0.45  # AUROC below which, with its interval below a half, a sign looks turned
 _ORDER, _WORD = 10, 8
 """Highest order of the Markov model and longest k-mer: what a genome of gigabases can fill."""
 
@@ -63,8 +62,7 @@ class _Layout(NamedTuple):
     positive: tuple[str, ...] = ("1", "true", "yes")
     negative: tuple[str, ...] = ()
     """Rows with neither label are left out; empty: all others are negative."""
-    used: str | None = None
-    """Column that is true for the rows that count."""
+    used: str | None = None  # column that is true for the rows that count
 
 
 _OPTIONAL = ("match_group", "subset")  # columns that a table need not have
@@ -426,5 +424,4 @@ def _distance(exons: Regions, store: Genome, record: VcfRecord) -> float:
     return float(np.maximum(np.maximum(before, after), 0).min(initial=1 << 40))
 
 
-SUITE = Suite(_names, None, run=_run)
-"""What the runner calls."""
+SUITE = Suite(_names, None, run=_run)  # what the runner calls

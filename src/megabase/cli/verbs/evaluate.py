@@ -35,12 +35,10 @@ if TYPE_CHECKING:
 
 _SHOWN_CONTIGS = 10
 """Contigs in the terminal: an assembly may have thousands, and the JSON has them all."""
-_MOST_BASES = 500_000
-"""Most bases of model tracks: a page of more is slow to draw."""
+_MOST_BASES = 500_000  # most bases of model tracks: a page of more is slow to draw
 _MOST_SUBSTITUTED = 2_000
 """Most bases of --ism: more take minutes, and then the bigWig of megabase ism is for."""
-_AROUND = 24
-"""Bases on either side of a variant that its own logo shows."""
+_AROUND = 24  # bases on either side of a variant that its own logo shows
 
 
 def _add_evaluate(parser: VerbParser) -> None:

@@ -60,13 +60,11 @@ def _convert(args: Namespace) -> None:
     note(f"wrote {Path(args.destination).expanduser()}")
 
 
-_SHOWN_LABELS = 10
-"""Classes that are listed: a line or two; JSON has all of them."""
+_SHOWN_LABELS = 10  # classes that are listed: a line or two; JSON has all of them
 _SCORING_VALUES = 14
 """Values alive at the peak, per position and unit of width: measured on HyenaDNA in float32 without
 gradients, at 4 x 65,536 tokens."""
-_PROCESS_BYTES = 500_000_000
-"""Of a process that has imported torch and transformers: measured."""
+_PROCESS_BYTES = 500_000_000  # of a process that has imported torch and transformers: measured
 
 
 def _add_info(parser: VerbParser) -> None:

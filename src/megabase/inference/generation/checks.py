@@ -19,12 +19,9 @@ from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 from megabase.inference.generation.generate import Generated
 
-_PART = 1 << 20
-"""Bases of the genome whose k-mers are held at a time: some 20 MB."""
-_PIECE = 1 << 22
-"""Bases whose k-mers are counted at a time: some 100 MB of integers at most."""
-_PAIRS = 1 << 20
-"""K-mers that are looked up at a time, since each may meet many in the queries."""
+_PART = 1 << 20  # bases of the genome whose k-mers are held at a time: some 20 MB
+_PIECE = 1 << 22  # bases whose k-mers are counted at a time: some 100 MB of integers at most
+_PAIRS = 1 << 20  # k-mers that are looked up at a time, since each may meet many in the queries
 _SHORTEST, _LONGEST = 6, 24
 """Sizes of k-mers: shorter ones are everywhere by chance, and longer ones miss short matches."""
 _MOST_N = 0.5
@@ -38,17 +35,12 @@ _Ints = NDArray[np.int64]
 class _ExactMatch:
     """The longest part of a query that a genome contains; None where there is none."""
 
-    length: int = 0
-    """Bases; 0 when the query shares not even the shortest k-mer."""
-    query_start: int = 0
-    """0-based start in the query."""
+    length: int = 0  # bases; 0 when the query shares not even the shortest k-mer
+    query_start: int = 0  # 0-based start in the query
     contig: str | None = None
-    start: int | None = None
-    """0-based start in the genome."""
-    end: int | None = None
-    """Exclusive end in the genome."""
-    strand: str | None = None
-    """``"-"`` where the genome holds the reverse complement."""
+    start: int | None = None  # 0-based start in the genome
+    end: int | None = None  # exclusive end in the genome
+    strand: str | None = None  # ``"-"`` where the genome holds the reverse complement
 
 
 @dataclass(frozen=True)
@@ -67,12 +59,10 @@ class _SequenceCheck:
 class _GenerationCheck:
     """Findings about sequences against a genome; attributes are keys of the JSON output."""
 
-    bases: int
-    """Of all sequences together, as `gc` and `letters`."""
+    bases: int  # of all sequences together, as `gc` and `letters`
     gc: float
     letters: dict[str, int]
-    kmer: int
-    """Size of the k-mers that are compared."""
+    kmer: int  # size of the k-mers that are compared
     genome: str
     genome_sha256: str
     genome_gc: float
@@ -82,15 +72,12 @@ class _GenerationCheck:
     kmer_distance_genome: float
     """The same for random regions of the genome of the same lengths: the value to expect of real
     DNA of this amount."""
-    kmer_distance_uniform: float
-    """The same for uniformly random letters."""
-    longest_copy: int
-    """Bases of the longest exact match."""
+    kmer_distance_uniform: float  # the same for uniformly random letters
+    longest_copy: int  # bases of the longest exact match
     longest_copy_uniform: int
     """Bases of the longest exact match of random letters of the same lengths: the value by
     chance."""
-    sequences: tuple[_SequenceCheck, ...]
-    """One by one."""
+    sequences: tuple[_SequenceCheck, ...]  # one by one
 
 
 def _kmer_distance(one: _Ints, other: _Ints) -> float:

@@ -37,15 +37,13 @@ _BATCH_POSITIONS = 1 << 19
 """Most positions of a batch, whose activations and caches fit in a few GB."""
 _MOST_SIDE_BY_SIDE = 16
 """Most sequences of a batch: more are hardly faster, and fewer chunks could be shared out."""
-_REPORT_STEPS = 256
-"""Steps between calls of ``progress``: seldom enough that they take no time."""
+_REPORT_STEPS = 256  # steps between calls of ``progress``: seldom enough that they take no time
 _IUPAC = {
     "A": "A", "C": "C", "G": "G", "T": "T", "R": "AG", "Y": "CT", "S": "CG", "W": "AT", "K": "GT",
     "M": "AC", "B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG", "N": "ACGTN",
 }  # fmt: skip
 """Letters that each letter of a motif stands for; N also for an N that was generated."""
-_LETTERS = "ACGTN"
-"""Letters with a token of their own; other tokens are not DNA."""
+_LETTERS = "ACGTN"  # letters with a token of their own; other tokens are not DNA
 _BLOCK = 1024
 """Random numbers drawn at a time for a sequence: one call for each would take most of a step."""
 _LINE = 80  # letters of a line of FASTA, as NCBI writes it

@@ -65,8 +65,7 @@ _COLUMNS = ("#Chrom", "Pos", "Ref", "Alt", "score", "percentile")
 """As in the tables of CADD, whose readers take these too."""
 _TEXT = 1 << 14
 """Bytes of text of a block: as small as level 1 compresses well, since a look-up reads one."""
-_DECIMALS = 5
-"""Of a score: two passes over the same bases differ by less than the last of them."""
+_DECIMALS = 5  # of a score: two passes over the same bases differ by less than the last of them
 _PERCENTILES = [f"{tenths / 10:.1f}" for tenths in range(1_001)]
 """Texts of the percentiles, of which there are few."""
 _COLORS = ("0,128,0", "0,0,255", "255,166,0", "255,0,0")
@@ -79,8 +78,7 @@ _CONTAINER = (
 
 _Codes = NDArray[np.uint8]
 _Values = NDArray[np.float32]
-_NONE: _Values = np.empty(0, np.float32)
-"""Quantiles before any score was drawn."""
+_NONE: _Values = np.empty(0, np.float32)  # quantiles before any score was drawn
 
 
 @dataclass(frozen=True)
@@ -115,10 +113,8 @@ class _Cut(NamedTuple):
     """The windows that answer for a part of a contig on one strand."""
 
     windows: _Codes
-    is_first: bool
-    """Whether the first of them begins the contig, and answers for its context too."""
-    at: slice
-    """Where the part lies in what they answer for."""
+    is_first: bool  # whether the first of them begins the contig, and answers for its context too
+    at: slice  # where the part lies in what they answer for
 
 
 class _Scorer:

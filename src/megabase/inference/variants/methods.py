@@ -30,18 +30,13 @@ PLACEMENTS: tuple[Placement, ...] = ("centered", "grid")
 class AlleleWindows(NamedTuple):
     """The windows of both alleles of a variant on one strand; they are equal before `offset`."""
 
-    ref: NDArray[np.uint8]
-    """Base codes without the soft-mask bit, (window,)."""
+    ref: NDArray[np.uint8]  # base codes without the soft-mask bit, (window,)
     alt: NDArray[np.uint8]
-    offset: int
-    """0-based index in the window of the first base that differs."""
-    ref_bases: int
-    """Length of REF after trimming, as `alt_bases` of ALT; may be 0."""
+    offset: int  # 0-based index in the window of the first base that differs
+    ref_bases: int  # length of REF after trimming, as `alt_bases` of ALT; may be 0
     alt_bases: int
-    stop: int
-    """Bases of each window that are read, from its start."""
-    name: str = ""
-    """The variant, for messages."""
+    stop: int  # bases of each window that are read, from its start
+    name: str = ""  # the variant, for messages
 
     @classmethod
     def cut(
@@ -192,14 +187,10 @@ class Method(NamedTuple):
     """Compares REF and ALT of :class:`Pairs` on one strand, (A,) in double precision; NaN where
     there is no value. Of tracks it compares their sums over the windows, (A, tracks) each."""
     needs: frozenset[Need]
-    damaging: Literal[-1, 1]
-    """Sign that turns the value so that higher means more damaging."""
-    description: str
-    """For headers of outputs."""
-    lacks: Reason | None = None
-    """Why a value may be missing."""
-    absolute: bool = False
-    """Whether the mean of the strands loses its sign."""
+    damaging: Literal[-1, 1]  # sign that turns the value so that higher means more damaging
+    description: str  # for headers of outputs
+    lacks: Reason | None = None  # why a value may be missing
+    absolute: bool = False  # whether the mean of the strands loses its sign
 
 
 def _llr_window(pairs: Pairs) -> Tensor:

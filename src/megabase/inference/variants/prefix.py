@@ -52,16 +52,13 @@ _STEP = 16
 read twice."""
 
 _Codes = NDArray[np.uint8]
-_SPARSE = 8
-"""Changed samples up to which adding them tap by tap was faster than a transform."""
-_ROWS = 1 << 10
-"""Positions whose inner activations exist at a time: they stay in the cache."""
+_SPARSE = 8  # changed samples up to which adding them tap by tap was faster than a transform
+_ROWS = 1 << 10  # positions whose inner activations exist at a time: they stay in the cache
 _LONG = 128
 """Positions from which a row is multiplied alone; shorter rows go together, for fewer calls."""
 _LETTERS = 6
 """Of a k-mer: A, C, G, T, N, and nothing, before the start; so it is not two bits a base."""
-_MOST_KMERS = _LETTERS**4
-"""Largest table; more k-mers would not stay in the cache of a core."""
+_MOST_KMERS = _LETTERS**4  # largest table; more k-mers would not stay in the cache of a core
 _STEPS = 8
 """Lengths of transforms in a window: variants at many positions share the spectra of these."""
 _SHORT, _FINE = 256, 16
@@ -73,14 +70,10 @@ class _Part(NamedTuple):
 
     numbers: list[int]
     windows: list[AlleleWindows]
-    rows: list[int]
-    """The REF window of each."""
-    begins: list[int]
-    """Where reading begins, at the first base that differs or before it."""
-    length: int
-    """Positions that are read of each."""
-    changed: int
-    """What :meth:`_Prefix.changed` gives."""
+    rows: list[int]  # the REF window of each
+    begins: list[int]  # where reading begins, at the first base that differs or before it
+    length: int  # positions that are read of each
+    changed: int  # what :meth:`_Prefix.changed` gives
 
     def alt(self, count: int, before: int = 0) -> _Codes:
         """Give the codes of ALT from `before` bases before its begin on, (A, before + count)."""

@@ -36,11 +36,9 @@ _COUNT = 30_000
 """Substitutions by default: twenty for each context of both strands, minutes of work."""
 _LENGTHS = np.arange(1, 33)
 """Bases of random insertions and deletions, each length as frequent as its inverse."""
-_LONGEST_MNV = 4
-"""Bases of random longer substitutions at most, from two on."""
+_LONGEST_MNV = 4  # bases of random longer substitutions at most, from two on
 _PACKAGE = Path(__file__).resolve().parents[2]  # of the packaged model; nothing is written beside
-_TRIES = 64
-"""Rounds of draws before a region counts as one without bases."""
+_TRIES = 64  # rounds of draws before a region counts as one without bases
 
 
 def calibrate_variants(

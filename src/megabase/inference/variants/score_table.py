@@ -29,16 +29,12 @@ from megabase.inference.variants.scorer import AlleleScore, VariantOptions, Vari
 from megabase.models.loading import Loaded
 from megabase.untrusted import parsing
 
-_TBI_LIMIT = 1 << 29
-"""Longest contig of a tabix index, by its format; csi takes longer ones."""
+_TBI_LIMIT = 1 << 29  # longest contig of a tabix index, by its format; csi takes longer ones
 BLOCK_HEAD = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff\x06\x00BC\x02\x00"
 """Beginning of a bgzip block: flags, no time, an extra field of 6 bytes with the size of it."""
-_STEPS = 16
-"""Blocks that a look-up passes one by one, before it halves the rest of the file."""
-Missing = Literal["leave", "score"]
-"""What is done with alleles that a table does not hold."""
-_METHOD = "llr_site"
-"""What a table holds."""
+_STEPS = 16  # blocks that a look-up passes one by one, before it halves the rest of the file
+Missing = Literal["leave", "score"]  # what is done with alleles that a table does not hold
+_METHOD = "llr_site"  # what a table holds
 _NONE = (math.nan, math.nan)  # neither a score nor a percentile
 
 

@@ -53,10 +53,8 @@ from megabase.options import CalibratedScoring, PassOptions
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
-_EFFECTS = ("consequence", "gene", "transcripts")
-"""Columns of consequences, where genes are given."""
-_ALLELE = ("contig", "pos", "ref", "alt")
-"""What names an allele in every table of scores."""
+_EFFECTS = ("consequence", "gene", "transcripts")  # columns of consequences, where genes are given
+_ALLELE = ("contig", "pos", "ref", "alt")  # what names an allele in every table of scores
 _CHUNK = 512
 """Records scored at a time: enough for full batches, few enough to keep their outputs in memory."""
 _CAUSAL_DEFAULT = ("llr_window", "llr_after", "llr_site")
@@ -127,12 +125,10 @@ class VariantOptions:
 class AlleleScore(NamedTuple):
     """Scores of one alternative allele."""
 
-    values: tuple[float, ...]
-    """One number for each method, NaN where there is none."""
+    values: tuple[float, ...]  # one number for each method, NaN where there is none
     reason: Reason | None = None
     """Why there is none, or why one is missing (:data:`megabase.genome.left_out.REASONS`)."""
-    source: str = ""
-    """``table`` or ``model`` where scores come from either."""
+    source: str = ""  # ``table`` or ``model`` where scores come from either
 
 
 @dataclass(frozen=True, repr=False)

@@ -32,8 +32,7 @@ from megabase.models.loading import ModelSpec
 from megabase.options import VariantFileScoring
 
 _CHUNK = 512  # records: seconds of work, and few enough that many processes have a share
-_VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
-"""Endings that bcftools knows too."""
+_VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")  # endings that bcftools knows too
 _INFO = 7  # the eighth column of a VCF
 _EFFECTS = {
     "consequence": ("A", "Most severe consequence for a gene, in terms of the Sequence Ontology"),
@@ -44,8 +43,7 @@ _EFFECTS = {
 """INFO keys of consequences; the last has the form that VEP and ``bcftools +split-vep`` know."""
 _CONTIG = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
 """The names that VCF 4.3 allows; htslib cannot read a header with others."""
-_KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")
-"""The INFO keys that VCF 4.3 allows."""
+_KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")  # the INFO keys that VCF 4.3 allows
 
 
 class _Survey(NamedTuple):
@@ -55,8 +53,7 @@ class _Survey(NamedTuple):
     contigs: dict[str, int | None]
     """Lengths in bases by the names in the records, in order of appearance; None where the genome
     has no such contig."""
-    in_order: bool
-    """Whether contigs are not mixed and positions never go back."""
+    in_order: bool  # whether contigs are not mixed and positions never go back
 
 
 def _survey(

@@ -34,24 +34,20 @@ from megabase.objectives.base import OBJECTIVES
 from megabase.settings import HeadConfig, LoraConfig, ModelConfig, StartConfig
 from megabase.untrusted import parsing
 
-_SPECIAL_POSITIONS = 2
-"""Positions beyond the bases in the published models (l_max = length + 2)."""
+_SPECIAL_POSITIONS = 2  # positions beyond the bases in the published models (l_max = length + 2)
 # Field that holds the longest input of a family, positions to add to the longest sequence, and the
 # least that can be built (shorter sequences are padded).
 _LENGTH_FIELDS = {
     "hyenadna": ("max_seq_len", 2, 0), "gpt": ("max_position_embeddings", 0, 1024),
     "cnn": ("max_length", 0, 57), "deepsea": ("max_length", 0, 163),
 }  # fmt: skip
-_BYTE_PAIRS = 4096
-"""Tokens of a byte-pair vocabulary unless the settings give another number."""
+_BYTE_PAIRS = 4096  # tokens of a byte-pair vocabulary unless the settings give another number
 _POOLING_FIELDS = ("pooling", "pooling_strategy")
 """Names that the families give to the pooling of positions into one vector."""
-_NAME = "default"
-"""Name of an adapter in peft unless another is given."""
+_NAME = "default"  # name of an adapter in peft unless another is given
 # Of the parameters of an adapted layer, in peft.
 _PARTS = ("base_layer.", f"lora_A.{_NAME}.weight", f"lora_B.{_NAME}.weight")
-_PREFIX = "base_model.model."
-"""Before every name in peft's files: the model inside of two wrappers."""
+_PREFIX = "base_model.model."  # before every name in peft's files: the model inside of two wrappers
 
 
 def build_language_model(

@@ -36,16 +36,13 @@ _Answer = Literal["label_tokens", "head"]
 _Over = Literal["sequence", "prompt", "all"]
 PROMPTED_FAMILIES = ("hyenadna", "gpt", "mamba")
 """Families that read embeddings in place of tokens and predict the next token."""
-PROMPT_FILES = ("prompt.json", "prompt.safetensors")
-"""Files of a saved prompt."""
-_FORMAT = 1
-"""Number of the layout of ``prompt.json``, so that a later one is refused by name."""
+PROMPT_FILES = ("prompt.json", "prompt.safetensors")  # files of a saved prompt
+_FORMAT = 1  # number of the layout of ``prompt.json``, so that a later one is refused by name
 _LETTERS = {2: "AN", 3: "AGN", 4: "ACGN", 5: "ACGTN"}
 """Label tokens by the number of classes: the first two as published, the others likewise."""
 # What a position of the model's input is.
 _PAD, _PROMPT, _TOKEN, _END = range(4)
-_NOISE = 0.02
-"""Standard deviation of the initial soft-prompt tokens, as published."""
+_NOISE = 0.02  # standard deviation of the initial soft-prompt tokens, as published
 _LONGEST_BLOCK = 1 << 24
 """Tokens of a sequence behind demonstrations that a file may claim: beyond any model's input."""
 

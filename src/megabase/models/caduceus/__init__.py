@@ -528,8 +528,7 @@ _RULES = (reader.HEAD_RULE, (r"^backbone\.", "caduceus.backbone."))
 """The bare model is published without the prefix of one with a head."""
 _EMBEDDINGS = "caduceus.backbone.embeddings.word_embeddings."
 """Names of the embedding begin with this, whether it is equivariant or not."""
-_LAYERS = "caduceus.backbone.layers."
-"""Names of the blocks begin with this."""
+_LAYERS = "caduceus.backbone.layers."  # names of the blocks begin with this
 
 
 def convert(weights: reader.Weights, **overrides: Any) -> reader.ConvertedModel:

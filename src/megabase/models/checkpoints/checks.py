@@ -26,8 +26,7 @@ _ATTENTION = (None, "eager", "sdpa")
 _REFUSED = ("quantization_config", "transformers_weights", "experts_implementation",
             "kernel_config", "fusion_config", "distributed_config", "custom_generate")  # fmt: skip
 # Sizes decide what is allocated, and how many modules are built, before any weight is seen.
-_LARGEST = (1 << 31) - 1
-"""Numbers are sizes or positions, which some libraries index with 32 bits."""
+_LARGEST = (1 << 31) - 1  # numbers are sizes or positions, which some libraries index with 32 bits
 _MOST_LABELS = 100_000  # classes of a head; the largest published one has 919
 # Beyond every published model, and few enough to build on any machine.
 _BOUNDS = {

@@ -39,8 +39,7 @@ _FOLDER_FILES = (_SAFETENSORS, _SAFETENSORS_INDEX, "pytorch_model.bin",
                  "pytorch_model.bin.index.json", "weights.ckpt")  # fmt: skip
 # Of files that can hold weights.
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_SHOWN_TENSORS = 50
-"""Tensors that an error message names: a screenful."""
+_SHOWN_TENSORS = 50  # tensors that an error message names: a screenful
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training libraries put the state dict in a checkpoint."""
 # The first two objects of a stream that torch wrote before 1.6.

@@ -154,8 +154,7 @@ class DNABERTForSequenceClassification(_DNABERT, BertForSequenceClassification):
         return self.classifier(self.dropout(mean))
 
 
-_HEAD_SIZE = 64
-"""Width of an attention head in every BERT of the published sizes."""
+_HEAD_SIZE = 64  # width of an attention head in every BERT of the published sizes
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:

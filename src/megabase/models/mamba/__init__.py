@@ -186,8 +186,7 @@ class MambaForTokenClassification(_MambaPreTrainedModel, TokenClassifier):
 
 _RULES = (reader.HEAD_RULE, (r"^backbone\.embeddings\.weight", "backbone.embedding.weight"))
 """The second is the name in transformers' own Mamba."""
-_EMBEDDING = "backbone.embedding.weight"
-"""The tied copy of the head, and what tells the width."""
+_EMBEDDING = "backbone.embedding.weight"  # the tied copy of the head, and what tells the width
 
 
 def convert(weights: reader.Weights, **overrides: Any) -> reader.ConvertedModel:

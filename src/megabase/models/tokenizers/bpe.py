@@ -24,10 +24,8 @@ from megabase.models.tokenizers.table import warn_letters
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # In the order that the trainer gives them ids.
 _LETTERS = sorted(alphabet.BASES + "N")
-_LONGEST = 64
-"""Bases of the longest token; without a limit runs of N become tokens of their own."""
-_POSITIONS = 4096
-"""Tokens that BigBird reads."""
+_LONGEST = 64  # bases of the longest token; without a limit runs of N become tokens of their own
+_POSITIONS = 4096  # tokens that BigBird reads
 
 
 def train_bpe(sequences: Iterable[str], vocab_size: int = 32000) -> BPETokenizer:

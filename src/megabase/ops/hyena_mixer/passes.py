@@ -26,15 +26,13 @@ GROUP_SAMPLES = 1 << 22
 """Padded samples of a group of channels and sequences; several arrays of that size are alive."""
 CHANNEL_SAMPLES = 1 << 23
 """Padded samples of one sequence in a group: more channels make quicker products."""
-MIN_GROUP = 32
-"""Channels of a group at least: products with fewer rows are slower."""
+MIN_GROUP = 32  # channels of a group at least: products with fewer rows are slower
 TRANSFORM_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
 MIN_ROWS = 16
 """Rows per transform call if there is room: the library plans every call anew, and its threads
 share rows."""
-MIN_ROWS_SAMPLES = 1 << 22
-"""Samples per transform call that `MIN_ROWS` may lead to."""
+MIN_ROWS_SAMPLES = 1 << 22  # samples per transform call that `MIN_ROWS` may lead to
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

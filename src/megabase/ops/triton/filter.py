@@ -21,12 +21,9 @@ from torch import Tensor
 from megabase.ops.triton import blocks, launch, power
 from megabase.ops.triton.shared import sine_cosine, sum_rows
 
-_LAGS = 32
-"""Lags of a block: hidden values of width 64 take 8 registers of each of 256 threads."""
-_CHANNELS = 64
-"""Channels of the output map that are worked on at once."""
-_WARPS = 8
-"""Warps of a program: products of a tile are unrolled for each thread."""
+_LAGS = 32  # lags of a block: hidden values of width 64 take 8 registers of each of 256 threads
+_CHANNELS = 64  # channels of the output map that are worked on at once
+_WARPS = 8  # warps of a program: products of a tile are unrolled for each thread
 _PROGRAMS = 264
 """Programs that share the lags in the backward pass, two for each multiprocessor of an H100: each
 keeps its own sums of gradients, which stay in the second-level cache."""

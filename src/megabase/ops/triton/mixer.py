@@ -32,12 +32,9 @@ from megabase.ops.triton.shared import sine_cosine, sum_rows
 if TYPE_CHECKING:
     from megabase.ops.hyena_mixer.passes import Mixer
 
-_POSITIONS = 64
-"""Positions of a tile: rows of transforms are read and written in runs of 512 bytes."""
-_CHANNELS = 32
-"""Channels of a tile: projected channels are read in runs of 128 bytes."""
-_SAMPLES = 512
-"""Samples of a spectrum that a program multiplies at once."""
+_POSITIONS = 64  # positions of a tile: rows of transforms are read and written in runs of 512 bytes
+_CHANNELS = 32  # channels of a tile: projected channels are read in runs of 128 bytes
+_SAMPLES = 512  # samples of a spectrum that a program multiplies at once
 
 
 @triton.jit

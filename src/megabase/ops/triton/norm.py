@@ -20,8 +20,7 @@ from megabase.ops.triton.shared import sum_rows
 if TYPE_CHECKING:
     from megabase.ops.norm_mlp import NormKind, NormWeights
 
-_TILE = 2048
-"""Elements that a program works on at once: 16 for each of 128 threads."""
+_TILE = 2048  # elements that a program works on at once: 16 for each of 128 threads
 _PROGRAMS = 512
 """Programs that share the rows where sums over rows are made: a few for each multiprocessor."""
 

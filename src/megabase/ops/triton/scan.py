@@ -31,8 +31,7 @@ from megabase.ops.selective_scan import ScanInputs, scan_flops
 from megabase.ops.triton import DTYPES, blocks, launch, power
 from megabase.ops.triton.shared import sum_rows
 
-_POSITIONS = 64
-"""Positions of a chunk: at 16 states what is kept of it is a quarter of one input."""
+_POSITIONS = 64  # positions of a chunk: at 16 states what is kept of it is a quarter of one input
 _ELEMENTS = 8192
 """Positions x channels x states of a tile: 32 for each of 256 threads, twice in a scan."""
 _CHECKS: dict[str, Any] = {
