@@ -16,7 +16,7 @@ import polars as pl
 
 from megabase.errors import ConfigError
 from megabase.settings import RunConfig, Settings
-from megabase.training.logging import Listener, listening
+from megabase.training.logging import Listener, RunLog
 from megabase.untrusted import parse_yaml, read_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def pretrain(config: PretrainConfig | str | Path, on_record: Listener | None = N
     from megabase.tasks.config import PretrainConfig
 
     settings = _settings(config, PretrainConfig)
-    with listening(on_record):
+    with RunLog.heard_by(on_record):
         return Run(Path(settings.output), task.pretrain(settings))
 
 
@@ -74,7 +74,7 @@ def finetune(config: FinetuneConfig | str | Path, on_record: Listener | None = N
     from megabase.tasks.config import FinetuneConfig
 
     settings = _settings(config, FinetuneConfig)
-    with listening(on_record):
+    with RunLog.heard_by(on_record):
         return Run(Path(settings.output), task.finetune(settings))
 
 
@@ -84,7 +84,7 @@ def prompt(config: PromptConfig | str | Path, on_record: Listener | None = None)
     from megabase.tasks.prompt import learn_prompt
 
     settings = _settings(config, PromptConfig)
-    with listening(on_record):
+    with RunLog.heard_by(on_record):
         return Run(Path(settings.output), learn_prompt(settings), settings.model)
 
 
@@ -95,7 +95,7 @@ def icl(config: InContextConfig | str | Path, on_record: Listener | None = None)
 
     settings = _settings(config, InContextConfig)
     frozen = None if settings.tune == "all" else settings.model
-    with listening(on_record):
+    with RunLog.heard_by(on_record):
         return Run(Path(settings.output), in_context(settings), frozen)
 
 
@@ -128,7 +128,7 @@ def sweep(
     """
     from megabase.tasks import sweep as task
 
-    with listening(on_record):
+    with RunLog.heard_by(on_record):
         return task.sweep(config, values, draws, draw_seed).table
 
 

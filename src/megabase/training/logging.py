@@ -22,7 +22,7 @@ from megabase.untrusted import parse_yaml, read_text
 
 Listener = Callable[[dict[str, Any]], object]
 """Called with each record of ``metrics.jsonl``, in the first process."""
-_listeners: list[Listener] = []  # of the blocks of listening() that are open
+_listeners: list[Listener] = []  # of the blocks of RunLog.heard_by() that are open
 
 # Values of a record that are shown in their own way, or not at all.
 _NOT_METRICS = {
@@ -34,18 +34,6 @@ _NOT_METRICS = {
 def perplexity(loss: float) -> float:
     """Exponential of a loss in nats per token; infinite where a float cannot hold it."""
     return math.exp(loss) if loss < 700 else math.inf
-
-
-@contextmanager
-def listening(listener: Listener | None) -> Iterator[None]:
-    """Let `listener` hear the records of the runs inside a ``with`` block."""
-    added = [] if listener is None else [listener]
-    _listeners.extend(added)
-    try:
-        yield
-    finally:
-        for one in added:
-            _listeners.remove(one)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
@@ -119,6 +107,18 @@ class RunLog:
                 MofNCompleteColumn(), TextColumn("{task.description}"), console=console,
             )  # fmt: skip
             self._task = self._bar.add_task("starting", total=total, completed=first, stage="-")
+
+    @staticmethod
+    @contextmanager
+    def heard_by(listener: Listener | None) -> Iterator[None]:
+        """Let `listener` hear the records of the runs inside a ``with`` block."""
+        added = [] if listener is None else [listener]
+        _listeners.extend(added)
+        try:
+            yield
+        finally:
+            for one in added:
+                _listeners.remove(one)
 
     def __enter__(self) -> Self:
         if self._file is not None:
