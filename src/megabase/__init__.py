@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from megabase.models.families import register_family as register_family
     from megabase.objectives.base import register_objective as register_objective
     from megabase.options import EvaluateOptions as EvaluateOptions
+    from megabase.options import LongContextOptions as LongContextOptions
     from megabase.runs import Run as Run
     from megabase.runs import benchmark as benchmark
     from megabase.runs import finetune as finetune
@@ -69,7 +70,7 @@ _HOME = {
     "models.decoder": ("register_mixer",),
     "models.families": ("register_family",),
     "objectives.base": ("register_objective",),
-    "options": ("EvaluateOptions",),
+    "options": ("EvaluateOptions", "LongContextOptions"),
     "runs": ("Run", "benchmark", "finetune", "icl", "pretrain", "prompt", "sweep"),
     "settings": (
         "DeviceConfig", "HeadConfig", "LoraConfig", "ModelConfig", "OptimConfig", "Stage",

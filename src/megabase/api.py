@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from megabase.data.sources import Sequence as SequenceItem
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
+from megabase.evaluate.long_context import long_context
 from megabase.evaluate.perplexity import evaluate
 from megabase.genome.interval import Interval, Variant
 from megabase.genome.store import Genome
@@ -58,6 +59,7 @@ from megabase.options import (
     EvaluateOptions,
     EverySnvScoring,
     GenerationOptions,
+    LongContextOptions,
     PredictOptions,
     RunOptions,
     ScoreOptions,
@@ -67,9 +69,11 @@ from megabase.options import (
 from megabase.training.run_folder import RunData
 
 if TYPE_CHECKING:
+    from polars import DataFrame
     from torch import dtype as DType
     from transformers import PreTrainedModel
 
+    from megabase.data.regions import Regions
     from megabase.evaluate.results import EvaluationResult
 
 File = str | Path
@@ -423,13 +427,43 @@ class Model(Loaded):
         InputError, ConfigError
             When it is not known where to evaluate, and as the command line does.
         """
-        run = RunData.find(self.folder) if self.folder is not None else None
-        given = Genome(genome) if isinstance(genome, str | Path) else genome
-        store, where, seen = RunData.evaluated(run, given, regions, train_regions)
+        store, where, seen, run = self._evaluated(genome, regions, train_regions)
         options = options or EvaluateOptions()
         if options.window is None and self.longest is None and run is not None:
             options = dataclasses.replace(options, window=run.longest)
         return evaluate(self.model, store, where, options, name=self.name, train_regions=seen)
+
+    def evaluate_long_context(
+        self, genome: MaybeGenome = None, *, regions: Sequence[str] | None = None,
+        options: LongContextOptions | None = None,
+    ) -> DataFrame:  # fmt: skip
+        """Measure how far back the model finds a copy of what it reads.
+
+        Segments of the genome are repeated at several distances, exactly, mutated, as reverse
+        complement, and among distractors. Columns and errors are those of
+        :func:`megabase.evaluate.long_context.long_context`.
+
+        Parameters
+        ----------
+        regions
+            Where the segments lie: contigs, region strings or BED files (the test regions of a
+            run).
+        options
+            Segments, distances, distractors, and the seed.
+        """
+        store, where, _, run = self._evaluated(genome, regions, None)
+        options = options or LongContextOptions()
+        if options.window is None and self.longest is None and run is not None:
+            options = dataclasses.replace(options, window=run.longest)
+        return long_context(self, store, where, options)
+
+    def _evaluated(
+        self, genome: MaybeGenome, regions: Sequence[str] | None, train: Sequence[str] | None
+    ) -> tuple[Genome, Regions, Regions | None, RunData | None]:
+        """Settle genome, regions and training regions of an evaluation; the run of the model."""
+        run = RunData.find(self.folder) if self.folder is not None else None
+        given = Genome(genome) if isinstance(genome, str | Path) else genome
+        return *RunData.evaluated(run, given, regions, train), run
 
 
 def _checked(options: Mapping[str, Any], out: object) -> dict[str, Any]:

@@ -220,3 +220,25 @@ class EvaluateOptions:
     """Highest order of the Markov baselines (default: 12)."""
     batch_tokens: int = 1 << 16
     """Positions of a batch: time and memory, not the result (default: 65536)."""
+
+
+@dataclass(frozen=True)
+class LongContextOptions:
+    """Which segments are repeated, and how far apart, to see whether a model uses its context."""
+
+    segment: int = 64
+    """Bases of a copy (default: 64)."""
+    distances: Sequence[int] | None = None
+    """Bases from the start of the first copy to that of the second (default: powers of two and the
+    farthest that fits the longest input of the model, as far as the contigs reach)."""
+    distractors: Sequence[int] | None = None
+    """Mutated copies between the two of a needle, several numbers for several tests (default: 4,
+    where they fit)."""
+    count: int = 100
+    """Segments (default: 100)."""
+    seed: int = 0
+    """Decides which segments, and what is substituted (default: 0)."""
+    window: int | None = None
+    """Longest input in positions (default: that of the model)."""
+    batch_tokens: int = 1 << 16
+    """Positions of a batch: time and memory, not the result (default: 65536)."""

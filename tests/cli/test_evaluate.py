@@ -165,6 +165,47 @@ def test_bad_requests_end_with_one_line(
     assert not out.exists()
 
 
+def test_use_of_long_context_is_a_table_of_its_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the test regions of the run; the rows of a file are those of the terminal."""
+    out = tmp_path / "long.tsv"
+    asked = ["evaluate", str(run), "--long-context", "--segment", "10", "--count", "9",
+             "--distances", "20", "50", "--distractors", "1"]  # fmt: skip
+    assert main([*asked, "-o", str(out)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("9 segments of 10 bases, forward strand", "needle of 2", "toy (sha256"):
+        assert text in shown
+    first, *rows = out.read_text().splitlines()
+    about = json.loads(first.removeprefix("#megabase: "))
+    assert about["options"]["distances"] == [20, 50]
+    assert rows[0].split("\t")[:6] == ["test", "distance", "copies", "n", "advantage", "low"]
+    assert len(rows) == 1 + 2 * 5
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["distance"] for row in found] == [20, 50] * 5
+    assert main([*asked, "-o", str(out)]) == 2
+    assert "long.tsv exists" in capsys.readouterr().err
+    assert main([*asked, "-o", str(tmp_path / "long.json")]) == 2
+    assert "expected one of .parquet, .tsv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--long-context", "--stride", "9"], "--stride is not for --long-context"),
+        (["--long-context"], "two copies of 64 bases do not fit an input of 66 positions; take "
+         "shorter ones (--segment)"),
+        (["--distances", "64", "--seed", "1"], "--distances, --seed are for --long-context"),
+    ],
+)  # fmt: skip
+def test_options_of_one_measure_are_refused_by_the_other(
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["evaluate", str(run), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("which", ["two-sided", "k-mers"])
 def test_models_without_probabilities_of_bases_are_refused(
     which: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

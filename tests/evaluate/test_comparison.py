@@ -10,7 +10,7 @@ import pytest
 
 from megabase.cli.main import main
 from megabase.errors import InputError
-from megabase.evaluate.results import Baseline, EvaluationResult, Measure, compare
+from megabase.evaluate.results import Baseline, EvaluationResult, Measure
 
 
 def measured(nats: float) -> Measure:
@@ -29,7 +29,7 @@ def result(model: str, objective: str, nats: float) -> EvaluationResult:
 
 
 def test_each_row_says_what_its_model_saw() -> None:
-    text = compare([result("left", "causal", 1.3), result("both", "masked", 1.2)])
+    text = EvaluationResult.compare([result("left", "causal", 1.3), result("both", "masked", 1.2)])
     left, both, best = text.splitlines()[2:5]
     assert left == (
         "| left | 1,234 | perplexity | bases before it | 1 to 256 | 3.669 +- 0.010 | 1.8755 |"
@@ -37,11 +37,11 @@ def test_each_row_says_what_its_model_saw() -> None:
     assert both.startswith("| both | 1,234 | pseudo-perplexity | bases on both sides | up to 255 |")
     assert best.startswith("| best baseline: order 3 |  | perplexity | bases before it | up to 3 |")
     assert "cannot be ranked" in text
-    assert "cannot be ranked" not in compare([result("left", "causal", 1.3)])
+    assert "cannot be ranked" not in EvaluationResult.compare([result("left", "causal", 1.3)])
 
 
 def test_bases_in_training_are_named() -> None:
-    text = compare([replace(result("left", "causal", 1.3), train_overlap=7)])
+    text = EvaluationResult.compare([replace(result("left", "causal", 1.3), train_overlap=7)])
     assert "\nNOT HELD OUT: 7 bases" in text
 
 
@@ -52,7 +52,7 @@ def test_bases_in_training_are_named() -> None:
 def test_other_bases_are_refused(field: str, value: object) -> None:
     other = replace(result("both", "masked", 1.2), **{field: value})
     with pytest.raises(InputError, match="not measured on the same bases"):
-        compare([result("left", "causal", 1.3), other])
+        EvaluationResult.compare([result("left", "causal", 1.3), other])
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

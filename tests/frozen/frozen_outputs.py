@@ -94,6 +94,12 @@ CASES = (
         ("evaluation/evaluation.json",),
     ),
     Case(
+        "long_context",
+        "evaluate default --long-context --genome @/genome.mb --regions chr1 --segment 16 --count "
+        "6 --distances 16 400 -o @/long.tsv",
+        ("long.tsv",),
+    ),
+    Case(
         "finetune",
         "finetune default --train @/train.csv --test @/test.csv --steps 3 --global-batch 8 "
         "--devices.accelerator cpu --output @/tuned",

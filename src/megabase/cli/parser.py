@@ -260,7 +260,8 @@ class VerbParser(ArgumentParser):
                 how = {"nargs": "+", "type": typing.get_args(first)[0]}
             elif first in (int, float, str):
                 how = {"type": first}
-            if how and keyword.arg_name != skip:  # the callback of the progress has no flag
+            # The callback of the progress has no flag.
+            if how and keyword.arg_name not in skip.split():
                 flag = f"--{keyword.arg_name.replace('_', '-')}"
                 text = " ".join((keyword.description or "").removesuffix(".").split())
                 if not text[1:2].isupper():  # a name such as GFF3

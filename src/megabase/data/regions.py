@@ -217,6 +217,28 @@ class Regions:
         cut = self.end - tail.astype(np.int64)
         return Regions.of(self.contig, self.start, cut), Regions.of(self.contig, cut, self.end)
 
+    def tile(
+        self, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
+    ) -> Intervals:
+        """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
+
+        `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
+        blocks; `limit` keeps at most that number, evenly spread.
+        """
+        first = np.maximum(self.start, before)
+        bases = np.maximum(self.end - first, 0)
+        until = np.cumsum(bases // size if whole else -(-bases // size))
+        total = int(until[-1]) if until.size else 0
+        if limit is None or limit >= total:
+            chosen = np.arange(total)
+        else:
+            # Never the whole list: a genome has hundreds of millions of small blocks.
+            chosen = (2 * np.arange(limit) + 1) * total // (2 * limit)
+        region = np.searchsorted(until, chosen, side="right")
+        passed = np.concatenate(([0], until))[region]
+        start = first[region] + (chosen - passed) * size
+        return Intervals(self.contig[region], start, np.minimum(start + size, self.end[region]))
+
     def touches(self, contig: int, start: int, end: int) -> bool:
         """Tell whether one interval, 0-based half-open, shares a position with the set."""
         return bool(self.overlap([contig], [start], [end])[0])

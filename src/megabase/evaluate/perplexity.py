@@ -127,7 +127,7 @@ class _Evaluation:
         all_of = self.regions
         end = np.minimum(all_of.end, self.store.lengths[all_of.contig] - after)
         inner = Regions.of(all_of.contig, all_of.start, end)
-        return _tile_blocks(inner, targets, before=before, whole=True, limit=limit)
+        return inner.tile(targets, before=before, whole=True, limit=limit)
 
     def curve(
         self, lengths: Sequence[int], targets: int, limit: int | None
@@ -187,7 +187,7 @@ def evaluate(
     else:
         lengths = _checked(options.context_lengths, longest, width)
     # Nothing stands before the first base of a contig.
-    blocks = _tile_blocks(regions, stride, before=int(causal), limit=options.max_windows)
+    blocks = regions.tile(stride, before=int(causal), limit=options.max_windows)
     scores = job.score("perplexity", blocks, window, stride)
     curve_blocks, curve = job.curve(lengths, width, options.context_blocks)
     if progress is not None:
@@ -227,29 +227,6 @@ def evaluate(
         version=__version__,
         parameters=sum(parameter.numel() for parameter in model.parameters()) or None,
     )
-
-
-def _tile_blocks(
-    regions: Regions, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
-) -> Intervals:
-    """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
-
-    `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
-    blocks; `limit` keeps at most that number, evenly spread.
-    """
-    first = np.maximum(regions.start, before)
-    bases = np.maximum(regions.end - first, 0)
-    until = np.cumsum(bases // size if whole else -(-bases // size))
-    total = int(until[-1]) if until.size else 0
-    if limit is None or limit >= total:
-        chosen = np.arange(total)
-    else:
-        # Never the whole list: a genome has hundreds of millions of small blocks.
-        chosen = (2 * np.arange(limit) + 1) * total // (2 * limit)
-    region = np.searchsorted(until, chosen, side="right")
-    passed = np.concatenate(([0], until))[region]
-    start = first[region] + (chosen - passed) * size
-    return Intervals(regions.contig[region], start, np.minimum(start + size, regions.end[region]))
 
 
 def _default_context_lengths(longest: int) -> tuple[int, ...]:

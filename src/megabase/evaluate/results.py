@@ -75,6 +75,12 @@ class Measure:
         saved = float(difference.sum() / targets.sum())
         return saved, _standard_error(difference, targets, exponential=False)
 
+    @staticmethod
+    def interval(values: _Floats) -> tuple[float, float]:
+        """95 percent interval of a mean, by drawing the values again."""
+        low, high = np.percentile(_draws(values.size) @ values, [2.5, 97.5]) / values.size
+        return float(low), float(high)
+
 
 @dataclass(frozen=True)
 class ContextPoint:
@@ -165,6 +171,54 @@ class EvaluationResult:
         with parsing(Path(path), InputError, "expected what megabase evaluate wrote"):
             return build(cls, record)
 
+    @staticmethod
+    def compare(results: Sequence[EvaluationResult]) -> str:
+        """Put evaluations of the same bases side by side, with the best of their baselines.
+
+        Gives a table in Markdown: models in the order given, then the best baseline, and notes.
+        """
+        if not results:
+            raise InputError("there is no evaluation to compare")
+        first = results[0]
+        for other in results[1:]:
+            for what, one, two in (
+                ("genome (sha256)", first.genome_checksum[:12], other.genome_checksum[:12]),
+                ("regions", ", ".join(first.regions), ", ".join(other.regions)),
+                ("number of bases", first.overall.targets, other.overall.targets),
+            ):
+                if one != two:
+                    raise InputError(
+                        f"{first.model} and {other.model} were not measured on the same bases: "
+                        f"their {what} differ, {one} and {two}; evaluate both on the same "
+                        "regions, with the same stride and max_windows"
+                    )
+        head = ("model", "parameters", "metric", "predicted from", "bases of context",
+                "over A, C, G, T", "bits per base")  # fmt: skip
+        lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        for one in results:
+            context = f"up to {one.window - 1:,}"
+            if one.objective == "causal":
+                context = f"{one.window - one.stride + 1:,} to {one.window:,}"
+            parameters = "" if one.parameters is None else f"{one.parameters:,}"
+            lines.append(_row(one.model, parameters, one.objective, context, one.overall))
+        baselines = [baseline for result in results for baseline in result.baselines]
+        best = min(baselines, key=lambda baseline: baseline.measure.nats_acgt, default=None)
+        if best is not None:
+            context = f"up to {best.order:,}" if best.order is not None else "0"
+            lines.append(_row(f"best baseline: {best.name}", "", "causal", context, best.measure))
+        regions = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")
+        lines += ["", f"{first.overall.targets:,} bases of {first.genome} (sha256 "
+                  f"{first.genome_checksum[:12]}): {regions}"]  # fmt: skip
+        if len({result.objective for result in results}) > 1:
+            lines.append(_MIXED)
+        lines += [
+            f"NOT HELD OUT: {result.train_overlap:,} bases lie in the training regions of "
+            f"{result.model}."
+            for result in results
+            if result.train_overlap
+        ]
+        return "\n".join(lines) + "\n"
+
 
 def _standard_error(sums: _Floats, targets: _Ints, *, exponential: bool) -> float | None:
     """Spread of the (exponential of the) mean when blocks of rows are drawn with replacement."""
@@ -186,54 +240,6 @@ def _draws(units: int) -> _Floats:
     """Count how often each unit is drawn in each resample, float64 (resamples, units)."""
     generator = np.random.default_rng(0)
     return generator.multinomial(units, np.full(units, 1 / units), size=_RESAMPLES).astype(float)
-
-
-def compare(results: Sequence[EvaluationResult]) -> str:
-    """Put evaluations of the same bases side by side, with the best of their baselines.
-
-    Gives a table in Markdown: models in the order given, then the best baseline, and notes.
-    """
-    if not results:
-        raise InputError("there is no evaluation to compare")
-    first = results[0]
-    for other in results[1:]:
-        for what, one, two in (
-            ("genome (sha256)", first.genome_checksum[:12], other.genome_checksum[:12]),
-            ("regions", ", ".join(first.regions), ", ".join(other.regions)),
-            ("number of bases", first.overall.targets, other.overall.targets),
-        ):
-            if one != two:
-                raise InputError(
-                    f"{first.model} and {other.model} were not measured on the same bases: their "
-                    f"{what} differ, {one} and {two}; evaluate both on the same regions, with "
-                    "the same stride and max_windows"
-                )
-    head = ("model", "parameters", "metric", "predicted from", "bases of context",
-            "over A, C, G, T", "bits per base")  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for one in results:
-        context = f"up to {one.window - 1:,}"
-        if one.objective == "causal":
-            context = f"{one.window - one.stride + 1:,} to {one.window:,}"
-        parameters = "" if one.parameters is None else f"{one.parameters:,}"
-        lines.append(_row(one.model, parameters, one.objective, context, one.overall))
-    baselines = [baseline for result in results for baseline in result.baselines]
-    best = min(baselines, key=lambda baseline: baseline.measure.nats_acgt, default=None)
-    if best is not None:
-        context = f"up to {best.order:,}" if best.order is not None else "0"
-        lines.append(_row(f"best baseline: {best.name}", "", "causal", context, best.measure))
-    regions = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")
-    lines += ["", f"{first.overall.targets:,} bases of {first.genome} (sha256 "
-              f"{first.genome_checksum[:12]}): {regions}"]  # fmt: skip
-    if len({result.objective for result in results}) > 1:
-        lines.append(_MIXED)
-    lines += [
-        f"NOT HELD OUT: {result.train_overlap:,} bases lie in the training regions of "
-        f"{result.model}."
-        for result in results
-        if result.train_overlap
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _row(name: str, parameters: str, objective: str, context: str, found: Measure) -> str:

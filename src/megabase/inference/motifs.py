@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +44,7 @@ from megabase.genome.files import atomic_file, check_output, numbered_lines
 from megabase.genome.interval import Strand
 from megabase.genome.tables import write_bed
 from megabase.inference.jobs import split_options
-from megabase.inference.parts import TABLE_SUFFIXES, Provenance, merge_tables, require_suffix
+from megabase.inference.parts import TABLE_SUFFIXES, Provenance, require_suffix
 from megabase.inference.prediction import Predictor
 from megabase.inference.scoring import score
 from megabase.models.loading import ModelSpec, find_class, load
@@ -295,11 +294,7 @@ class SeqletFiles:
                 return found
             used = {} if self.motifs is None else Provenance.digests(self.motifs)
             about = replace(about, inputs={**about.inputs, **used})
-            with tempfile.TemporaryDirectory() as folder:
-                part = Path(folder) / "part.parquet"
-                rows.write_parquet(part)
-                with atomic_file(path, self.overwrite, seeks=True) as file:
-                    merge_tables([part], Path(file.name), about)
+            about.write(rows, path, overwrite=self.overwrite)
         return found
 
 

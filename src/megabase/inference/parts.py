@@ -88,6 +88,14 @@ class Provenance:
         """Give one line of JSON with sorted keys: equal text for equal runs."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
+    def write(self, frame: pl.DataFrame, target: Path, *, overwrite: bool = False) -> None:
+        """Write a table in memory as :func:`merge_tables` does, complete or not at all."""
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part.parquet"
+            frame.write_parquet(part)
+            with files.atomic_file(target, overwrite, seeks=True) as file:
+                merge_tables([part], Path(file.name), self)
+
 
 class Shard(NamedTuple):
     """A share of the chunks of a run: those whose number modulo `out_of` is `number`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megabase.cli.parser import (
     MODEL,
@@ -21,7 +22,7 @@ from megabase.cli.parser import (
 from megabase.cli.streams import note, output, print_table, show_progress
 from megabase.errors import ConfigError, MegabaseError, MissingDependencyError
 from megabase.genome.files import check_output, write_whole
-from megabase.options import EvaluateOptions
+from megabase.options import EvaluateOptions, LongContextOptions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from megabase.report.genome_page import GenomePage
     from megabase.training.run_folder import RunData
 
+_LONG_ONLY = "segment distances distractors count seed"
+"""Options that do nothing without ``--long-context``."""
+_PERPLEXITY_ONLY = (
+    "train_regions no_baselines no_context stride max_windows context_lengths context_targets "
+    "context_blocks max_order"
+)
+"""Options that do nothing with it."""
 _SHOWN_CONTIGS = 10
 """Contigs in the terminal: an assembly may have thousands, and the JSON has them all."""
 _MOST_BASES = 500_000  # most bases of model tracks: a page of more is slow to draw
@@ -44,7 +52,7 @@ _AROUND = 24  # bases on either side of a variant that its own logo shows
 def _add_evaluate(parser: VerbParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", type=str, help=MODEL)
-    add("--genome", type=str, help="genome store")
+    add("--genome", type=str, help="genome store or FASTA")
     parser.add_regions("what to score")
     add("--train-regions", nargs="+", default=[], metavar="REGION", help="where the Markov "
         "baselines are trained (default: those of the run)")  # fmt: skip
@@ -55,13 +63,19 @@ def _add_evaluate(parser: VerbParser) -> None:
     parser.add_context_parallel("window")
     add("--json", action="store_true", help="print everything as JSON")
     add("-o", "--output", type=str, help="folder to write evaluation.json and the plots to "
-        "(default for a run: its folder), or a .json file for the result alone")  # fmt: skip
+        "(default for a run: its folder), or a .json file for the result alone; with "
+        "--long-context a .tsv or .parquet file")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an earlier evaluation")
+    group = parser.add_argument_group("use of long context, in place of perplexity")
+    group.add_argument("--long-context", action="store_true", help="repeat segments of the genome "
+        "at several distances, and measure how much a first copy helps")  # fmt: skip
+    parser.add_keywords(LongContextOptions, "window batch_tokens", group)
 
 
 def _evaluate(args: Namespace) -> None:
     """Measure the perplexity of a language model on held-out DNA, against its baselines.
 
+    With --long-context: how far back it finds a copy of what it reads, in place of perplexity.
     Regions are contigs (chr20), parts of them (chr20:50,000,001-55,000,000: 1-based, both ends
     included) or BED files. For a model inside a run folder, genome and training regions are those
     of the run, and the regions evaluated are its test regions unless others are named.
@@ -69,6 +83,10 @@ def _evaluate(args: Namespace) -> None:
     from megabase.genome.store import Genome
     from megabase.training.run_folder import RunData
 
+    if args.long_context:
+        refuse_unused(args, _PERPLEXITY_ONLY, "not for --long-context")
+    else:
+        refuse_unused(args, _LONG_ONLY, "for --long-context")
     model_run = None if args.model is None else RunData.find(args.model)
     files = _files(args, model_run)
     genome = None if args.genome is None else Genome(args.genome)
@@ -77,11 +95,20 @@ def _evaluate(args: Namespace) -> None:
     from megabase.evaluate.perplexity import evaluate
 
     loaded, first = load_shared(args, "language")
-    asked = given(args, EvaluateOptions)
-    if args.no_context:
-        asked["context_lengths"] = []
+    asked = given(args, LongContextOptions if args.long_context else EvaluateOptions)
     if loaded.longest is None and model_run and model_run.longest:
         asked.setdefault("window", model_run.longest)  # the model reads any length
+    if args.long_context:
+        from megabase.evaluate.long_context import long_context
+
+        chosen = LongContextOptions(**asked)
+        with show_progress("rows") if first else contextlib.nullcontext() as progress:
+            table = long_context(loaded, store, regions, chosen, progress)
+        if first:
+            _finish_long_context(args, table, loaded, store, chosen)
+        return
+    if args.no_context:
+        asked["context_lengths"] = []
     options = EvaluateOptions(**asked, baselines=not args.no_baselines)
     with show_progress("windows") if first else contextlib.nullcontext() as progress:
         result = evaluate(
@@ -98,7 +125,15 @@ def _evaluate(args: Namespace) -> None:
 
 
 def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Path | None]:
-    """Give the JSON file and the folder of the plots, checked before any work is done."""
+    """Give the file and the folder of the plots, checked before any work is done."""
+    if args.long_context:
+        if args.output is None:
+            return None, None
+        from megabase.inference.parts import require_suffix
+
+        require_suffix(args.output)
+        check_output(Path(args.output), args.overwrite, seeks=True)
+        return Path(args.output), None
     place = args.output if args.output is not None else model_run and model_run.path
     if place is None:
         return None, None
@@ -110,6 +145,39 @@ def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Pat
     if target.is_dir():
         check_output(file, args.overwrite)
     return file, target
+
+
+def _finish_long_context(
+    args: Namespace, table: pl.DataFrame, loaded: Loaded, store: Genome, options: LongContextOptions
+) -> None:
+    """Show what :func:`megabase.evaluate.long_context.long_context` found, and write it."""
+    from megabase.inference.parts import Provenance
+
+    if args.json:
+        print(table.write_json())
+    else:
+        output().print(
+            f"model    {args.model or loaded.name}\n"
+            f"genome   {store.name} (sha256 {store.checksum[:12]})\n"
+            f"rows     {options.count:,} segments of {options.segment:,} bases, forward strand, "
+            f"seed {options.seed}; with a first copy, and with other DNA in its place"
+        )
+        head = ("first copy", "distance", "nats a base", "95 % interval", "recovery", "without")
+        _table(head, [_long_cells(row) for row in table.rows(named=True)])
+    if args.output is not None:
+        about = {"long_context": True, "regions": args.regions, **dataclasses.asdict(options)}
+        del about["batch_tokens"]  # changes no number
+        where = store.name, store.checksum, Provenance.digests(*args.regions), about
+        provenance = Provenance("evaluate", loaded.name, loaded.digest, *where)
+        provenance.write(table, Path(args.output), overwrite=args.overwrite)
+        note(f"wrote {args.output}")
+
+
+def _long_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    name = f"needle of {row['copies']}" if row["test"] == "needle" else row["test"]
+    interval = f"{row['low']:.4f} to {row['high']:.4f}"
+    shares = f"{row['recovery']:.3f}", f"{row['recovery_without']:.3f}"
+    return name, f"{row['distance']:,}", f"{row['advantage']:.4f}", interval, *shares
 
 
 def _write(result: EvaluationResult, file: Path | None, folder: Path | None) -> None:
@@ -241,7 +309,7 @@ def _compare(args: Namespace) -> None:
     pseudo-perplexity; the table says which number is which and what each model saw of a base's
     neighbors.
     """
-    from megabase.evaluate.results import EvaluationResult, compare
+    from megabase.evaluate.results import EvaluationResult
 
     files = []
     for name in args.evaluations:
@@ -250,7 +318,7 @@ def _compare(args: Namespace) -> None:
             raise MegabaseError(
                 f"{files[-1]} does not exist; make it with: megabase evaluate {name}"
             )
-    text = compare([EvaluationResult.load(file) for file in files])
+    text = EvaluationResult.compare([EvaluationResult.load(file) for file in files])
     print(text, end="")
     if args.output is not None:
         write_whole(Path(args.output), text, args.overwrite)
