@@ -60,6 +60,35 @@ def test_three_processes_write_what_one_does(tmp_path: Path) -> None:
             assert called[0] == called[1] != []
 
 
+@pytest.mark.slow
+def test_torchrun_scores_as_one_process_does(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    texts = ["".join(draw.choice(list("ACGT"), n)) for n in (48, 61, 300)]
+    (tmp_path / "a.fa").write_text("".join(f">s{i}\n{text}\n" for i, text in enumerate(texts)))
+    call = ["score", "default", str(tmp_path / "a.fa"), "--device", "cpu", "-o"]
+    one, two = (tmp_path / f"{name}.parquet" for name in ("one", "two"))
+    assert main([*call, str(one), "--workers", "1"]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+    def shared() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*torchrun, "2", "-m", "megabase", *call, str(two), "--context-parallel"],
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+
+    first = shared()
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count(f"wrote {two}") == 1
+    expected, found = (pl.read_parquet(path) for path in (one, two))
+    names = ["log_likelihood", "perplexity"]
+    assert found.drop(names).equals(expected.drop(names))
+    np.testing.assert_allclose(found[names].to_numpy(), expected[names].to_numpy(), rtol=CLOSE)
+    again = shared()  # refused by the first process, while the other waits for it
+    assert again.returncode != 0
+    for text in ("exists already and is not replaced", "another process ended before this one"):
+        assert again.stderr.count(text) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

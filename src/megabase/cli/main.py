@@ -147,6 +147,10 @@ def _reason(error: Exception) -> str | None:
         return f"{error.strerror or error} ({_DEBUG})"
     if isinstance(error, RecursionError):
         return f"the input is nested too deeply ({_DEBUG})"
+    # Of torch.distributed; gloo, on CPUs, raises no class of its own.
+    lost = getattr(sys.modules.get("torch.distributed"), "DistError", ())
+    if isinstance(error, lost) or "gloo/transport" in str(error):
+        return f"another process ended before this one; its message says why ({_DEBUG})"
     # torch says so in a RuntimeError: of a class of its own on a GPU, by its text on the CPU.
     full = (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
     if isinstance(error, full) or "can't allocate memory" in str(error):
