@@ -25,7 +25,7 @@ Record = dict[str, Any]
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the drawing out where only the words matter: it takes most of the time."""
     for name in ("draw_learning_curve", "draw_context_curve", "draw_baselines"):
-        monkeypatch.setattr(run_page, name, lambda *_: None)
+        monkeypatch.setattr(run_page, name, lambda *_, **__: None)
 
 
 def page_of(run: Path, evaluation: Record | None) -> str:
@@ -159,6 +159,26 @@ def test_page_without_evaluation_says_so(run_folder: Path) -> None:
     assert page.count("<picture>") == 1
 
 
+def test_a_run_on_labels_shows_its_metrics_and_no_perplexity(run_folder: Path) -> None:
+    split = {"source": "/data/train.csv", "rows": 400, "bases": 32_000}
+    data = {"kind": "classes", "classes": ["no", "yes"], "train": split, "test": split}
+    (run_folder / "data.json").write_text(json.dumps(data))
+    result: Record = {"rows": {"train": 400, "test": 400}, "valid": {}, "monitor": "none",
+                      "test": {"accuracy": 0.99, "mcc": None}}  # fmt: skip
+    (run_folder / "result.json").write_text(json.dumps(result))
+    text = text_of(page_of(run_folder, None))
+    for fact in (
+        "HyenaDNA on train.csv",
+        "On 400 test sequences: accuracy 0.9900. No baseline was trained beside it",
+        "metric test (400) accuracy 0.9900 mcc -",
+        "classes no, yes training 400 sequences, 32,000 bases: train.csv",
+    ):
+        assert fact in text
+    assert "erplexity" not in text
+    with pytest.raises(ReportError, match="on labeled sequences, which have no evaluation"):
+        write_run_page(run_folder, evaluation="evaluation.json")
+
+
 @pytest.mark.usefixtures("no_drawing")
 def test_page_without_baselines_or_curve(run_folder: Path, evaluation: Record) -> None:
     evaluation["baselines"], evaluation["context"] = evaluation["baselines"][:1], []
@@ -216,7 +236,7 @@ def test_line_cut_short_by_a_kill_is_passed_over(run_folder: Path) -> None:
         ("config.yaml", "a: [", r"config\.yaml cannot be read"),
         ("data.json", "{", r"data\.json cannot be read"),
         ("data.json", "[]", "expected a JSON object, found list"),
-        ("data.json", "{}", r"on labeled sequences; .* are in .*result\.json"),
+        ("data.json", "{}", r"holds no result\.json yet; finish the run"),
     ],
 )
 def test_broken_run_folders_are_named(

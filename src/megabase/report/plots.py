@@ -83,18 +83,21 @@ def best_baseline(evaluation: Record, key: str = "measure") -> Record | None:
 
 
 def draw_learning_curve(
-    metrics: Sequence[Record], figure: Figure, theme: Theme, size: Size
+    metrics: Sequence[Record], figure: Figure, theme: Theme, size: Size, perplexity: bool = True
 ) -> None:
-    """Draw perplexity against tokens seen (``metrics.jsonl``), with the stages as bands."""
+    """Draw perplexity or loss against tokens seen (``metrics.jsonl``), with the stages as bands."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    shape: Any = np.exp if perplexity else np.array
 
     known = [r for r in metrics if "loss" in r and math.isfinite(r["loss"] or math.nan)]
     train = [r for r in known if r["kind"] == "train"]
     validation = [r for r in known if r["kind"] == "validation"]
     tokens = np.array([r["tokens"] for r in train], float)
     steps = np.array([r["step"] for r in train], float)
-    losses: _Values = np.exp([r["loss"] for r in train])
-    axes = _add_axes(figure, size, 92 if size is WIDE else 80, "perplexity", top=48)
+    losses: _Values = shape([r["loss"] for r in train])
+    what = "perplexity" if perplexity else "loss"
+    axes = _add_axes(figure, size, 92 if size is WIDE else 80, what, top=48)
     axes.set_xscale("log")
     smooth = _smoothed(losses, [r["stage"] for r in train])
     axes.plot(tokens, losses, color=theme.muted, linewidth=0.8, alpha=0.45)
@@ -103,14 +106,14 @@ def draw_learning_curve(
     shown = [float(smooth[-1])]
     if validation:
         at = np.interp([r["step"] for r in validation], steps, tokens)
-        held_out = np.exp([r["loss"] for r in validation])
+        held_out: _Values = shape([r["loss"] for r in validation])
         axes.plot(at, held_out, color=theme.model, marker="o", markersize=4.5)
         labels.append((float(held_out[-1]), "validation", theme.model))
         shown += held_out.tolist()
     # The fall of the first steps, and a rare spike, would flatten all that matters.
     usual = float(np.quantile(losses, 0.9))
     low = min(*shown, float(np.quantile(losses, 0.02)))
-    high = max(*shown, min(usual, 4.6), low + 0.05)
+    high = max(*shown, min(usual, 4.6) if perplexity else usual, low + 0.05)
     low, high = low - 0.08 * (high - low), high + 0.12 * (high - low)
     axes.set_ylim(low, high)
     # The axis begins where the curve comes into sight.

@@ -36,6 +36,8 @@ class _RunRecord:
     model: Record
     parameters: int
     checkpoint: str
+    result: Record
+    """``result.json`` of a run on labeled sequences; empty of pretraining."""
 
     def of_kind(self, kind: str) -> list[Record]:
         return [record for record in self.metrics if record.get("kind") == kind]
@@ -46,18 +48,16 @@ def _read_run(folder: str | Path) -> _RunRecord:
     if not (run / "metrics.jsonl").is_file():
         raise ReportError(
             f"{run} is not a run folder: it has no metrics.jsonl; name the folder that "
-            "`megabase pretrain` wrote to"
+            "`megabase pretrain` or `finetune` wrote to"
         )
     reader = RunFolder(run, ReportError)
     metrics = reader.metrics()
     if not any(record.get("kind") == "train" for record in metrics):
         raise ReportError(f"{run / 'metrics.jsonl'} holds no training step yet")
     data = reader.record("data.json")
-    if "genome" not in data:
-        raise ReportError(
-            f"{run} is a run on labeled sequences; pages are of pretraining runs, and the numbers "
-            f"of this one are in {run / 'result.json'}"
-        )
+    labeled = "genome" not in data
+    if labeled and not (run / "result.json").is_file():
+        raise ReportError(f"{run} holds no result.json yet; finish the run with --resume")
     config = reader.config()
     best = reader.checkpoint()
     if best is None:
@@ -65,6 +65,7 @@ def _read_run(folder: str | Path) -> _RunRecord:
     return _RunRecord(
         run, config, data, reader.record("environment.json"), tuple(metrics),
         read_json(best / "config.json", ReportError), reader.parameters(best), best.resolve().name,
+        reader.record("result.json") if labeled else {},
     )  # fmt: skip
 
 
@@ -83,16 +84,18 @@ def write_run_page(
     run: str | Path, output: str | Path | None = None, evaluation: str | Path | None = None, *,
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Write the page of a run of ``megabase pretrain`` and give its path.
+    """Write the page of a run of ``megabase pretrain`` or ``finetune`` and give its path.
 
     `output` is by default ``report.html`` in the run folder; `evaluation`, the JSON of ``megabase
-    evaluate``, is ``evaluation.json`` there, if it exists. A :class:`ReportError` when something
-    cannot be read or written, or the page exists.
+    evaluate``, is ``evaluation.json`` there, if it exists, and of pretraining alone. A
+    :class:`ReportError` when something cannot be read or written, or the page exists.
     """
     style.require_matplotlib()
     target = Path(output) if output is not None else Path(run) / "report.html"
     check_output(target, overwrite)
     record = _read_run(run)
+    if record.result and evaluation is not None:
+        raise ReportError(f"{run} is a run on labeled sequences, which have no evaluation")
     found = Path(evaluation) if evaluation is not None else record.folder / "evaluation.json"
     measured = _read_evaluation(found) if evaluation is not None or found.is_file() else None
     write_whole(target, _build_run_page(record, measured), overwrite)
@@ -100,9 +103,11 @@ def write_run_page(
 
 
 def _build_run_page(run: _RunRecord, evaluation: Record | None) -> str:
-    title = f"{_family_name(run)} on {run.data['genome']['name']}"
+    labeled = bool(run.result)
+    on = Path(run.data["train"]["source"]).name if labeled else run.data["genome"]["name"]
+    title = f"{_family_name(run)} on {on}"
     version = (evaluation or {}).get("version") or run.environment.get("megabase", "")
-    measured: list[str] = []
+    measured = [_metrics_section(run)] if labeled else []
     if evaluation is not None:
         measured = [_context(evaluation), _baselines(evaluation), _breakdown(run, evaluation)]
     return style.document(
@@ -113,7 +118,7 @@ def _build_run_page(run: _RunRecord, evaluation: Record | None) -> str:
             style.statistics(_headline(run, evaluation)),
             _learning(run),
             *measured,
-            _data_section(run),
+            _labels_section(run) if labeled else _data_section(run),
             _settings_section(run),
             f"<footer>Made by megabase {escape(str(version))} from the run folder "
             f"<code>{escape(run.folder.name)}</code>. This page asks no other host.</footer>",
@@ -121,7 +126,35 @@ def _build_run_page(run: _RunRecord, evaluation: Record | None) -> str:
     )
 
 
+def _chosen(run: _RunRecord) -> tuple[str, str, str] | None:
+    """Give the metric that chose the checkpoint (else the first), its value, and of what."""
+    for split, shown in (("test", "test"), ("valid", "validation")):
+        if found := run.result.get(split):
+            name = run.result.get("monitor")
+            name = name if name in found else next(iter(found))
+            return name, _metric(found[name]), f"{run.result['rows'][split]:,} {shown} sequences"
+    return None
+
+
+def _metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _metrics_section(run: _RunRecord) -> str:
+    splits = [name for name in ("valid", "test") if run.result.get(name)]
+    names = dict.fromkeys(name for split in splits for name in run.result[split])
+    rows = [(name, *(_metric(run.result[s].get(name)) for s in splits)) for name in names]
+    heads = {"valid": "validation", "test": "test"}
+    head = [f"{heads[name]} ({run.result['rows'][name]:,})" for name in splits]
+    return style.section("Metrics", [style.table(["metric", *head], rows)]) if splits else ""
+
+
 def _verdict(run: _RunRecord, evaluation: Record | None) -> str:
+    if run.result:
+        if (chosen := _chosen(run)) is None:
+            return "This run had neither validation nor test sequences: nothing was measured."
+        beside = "No baseline was trained beside it; megabase benchmark does that."
+        return f"On {chosen[2]}: {chosen[0]} {chosen[1]}. {beside}"
     if evaluation is None:
         return (
             "This run has not been evaluated on held-out DNA yet; megabase evaluate does that. "
@@ -165,6 +198,8 @@ def _with_error(measure: Record) -> str:
 def _headline(run: _RunRecord, evaluation: Record | None) -> list[tuple[str, str, str]]:
     last = run.of_kind("train")[-1]
     items: list[tuple[str, str, str]] = []
+    if (chosen := _chosen(run)) is not None:
+        items.append((chosen[1], "", f"{chosen[0]}, {chosen[2]}"))
     if evaluation is not None:
         model, baseline = evaluation["overall"], best_baseline(evaluation)
         what = "perplexity over A,\u00a0C,\u00a0G,\u00a0T"
@@ -179,11 +214,12 @@ def _headline(run: _RunRecord, evaluation: Record | None) -> list[tuple[str, str
 
 def _learning(run: _RunRecord) -> str:
     train, validation = run.of_kind("train"), run.of_kind("validation")
-    caption = (
-        "Perplexity is exp of the mean loss over all columns of the vocabulary. Grey is training: "
-        "single steps thin, their running median thick; "
-    )
-    held = "blue is the mean over the fixed validation windows, which training never reads. "
+    language = not run.result
+    what = "Perplexity is exp of the mean loss over all columns of the vocabulary. "
+    caption = what if language else "The loss is a mean over the labels. "
+    caption += "Grey is training: single steps thin, their running median thick; "
+    held = "windows, which training never reads" if language else "sequences"
+    held = f"blue is the mean over the fixed validation {held}. "
     caption += held if validation else "this run had no validation. "
     several = len({record["length"] for record in train}) > 1
     if several:
@@ -194,9 +230,11 @@ def _learning(run: _RunRecord) -> str:
     skipped = len(run.of_kind("skipped"))
     if skipped:
         caption += f"{skipped} steps with a loss that was not finite were skipped. "
-    ends = f"from {math.exp(train[0]['loss']):.2f} to {math.exp(train[-1]['loss']):.3f}"
-    seen = f"Training perplexity against tokens seen falls {ends}."
-    curve = style.figure(partial(draw_learning_curve, run.metrics), seen, caption.strip())
+    first, last = (math.exp(x["loss"]) if language else x["loss"] for x in (train[0], train[-1]))
+    what = "perplexity" if language else "loss"
+    seen = f"Training {what} against tokens seen goes from {first:.2f} to {last:.3f}."
+    draw = partial(draw_learning_curve, run.metrics, perplexity=language)
+    curve = style.figure(draw, seen, caption.strip())
     stages = _stage_table(train, validation) if validation and several else ""
     return style.section("Learning curve", [curve, stages])
 
@@ -343,7 +381,11 @@ def _overlap_note(run: _RunRecord, evaluation: Record) -> str:
 
 
 def _family_name(run: _RunRecord) -> str:  # as its paper writes it
-    names = {"hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "caduceus": "Caduceus"}
+    names = {
+        "hyenadna": "HyenaDNA", "megabase_gpt": "GPT", "megabase_mamba": "Mamba",
+        "caduceus": "Caduceus", "genomic-cnn": "CNN", "deepsea": "DeepSEA", "dnabert": "DNABERT",
+        "genomic-bigbird": "BigBird",
+    }  # fmt: skip
     kind = str(run.model.get("model_type", "model"))
     return names.get(kind, kind)
 
@@ -377,6 +419,16 @@ def _data_section(run: _RunRecord) -> str:
     return style.section("Data", [style.definitions(facts.items())])
 
 
+def _labels_section(run: _RunRecord) -> str:
+    facts = {"labels": run.data["kind"], "classes": ", ".join(run.data["classes"])}
+    for name, shown in (("train", "training"), ("valid", "validation"), ("test", "test")):
+        if split := run.data.get(name):
+            rows = f"{split['rows']:,} sequences, {split['bases']:,} bases"
+            facts[shown] = f"{rows}: {Path(split['source']).name}"
+    facts["start"] = run.data.get("start", {}).get("model", "")
+    return style.section("Data", [style.definitions(facts.items())])
+
+
 def _settings_section(run: _RunRecord) -> str:
     config, optim = run.config, run.config.get("optim", {})
     last, place = run.of_kind("train")[-1], run.environment
@@ -393,7 +445,8 @@ def _settings_section(run: _RunRecord) -> str:
     tokens = config.get("global_batch_tokens")
     batch = f"{tokens:,} tokens" if tokens else f"{config.get('global_batch', 0):,} sequences"
     facts = {
-        "model": f"{_family_name(run)}, {layers} layers, width {width}"
+        "model": _family_name(run)
+        + (f", {layers} layers, width {width}" if layers else "")
         + (f", longest input {longest:,}" if longest else ""),
         "parameters": f"{run.parameters:,}",
         "checkpoint": run.checkpoint,

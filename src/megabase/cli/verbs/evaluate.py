@@ -327,8 +327,8 @@ def _compare(args: Namespace) -> None:
 
 def _add_report(parser: VerbParser) -> None:
     add = parser.add_argument
-    add("run", nargs="?", type=str, help="run folder of `megabase pretrain`; for a genome page any "
-        "language model (default: the model in the package)")  # fmt: skip
+    add("run", nargs="?", type=str, help="run folder of `megabase pretrain` or `finetune`; for a "
+        "genome page any language model (default: the model in the package)")  # fmt: skip
     add("-o", "--output", type=str, metavar="FILE", help="the page (default: report.html in the "
         "run folder, or genome.html)")  # fmt: skip
     add("--evaluation", type=str, metavar="JSON", help="result of `megabase evaluate` (default: "
@@ -358,9 +358,9 @@ def _report(args: Namespace) -> None:
     """Write a self-contained HTML page, in one file that works without a network.
 
     `megabase report RUN` is about a training run: learning curve, perplexity against context,
-    baselines, data, settings; the numbers on held-out DNA come from `megabase evaluate RUN`. With
-    --region or --vcf it is a genome browser: the sequence, genes, what a model predicts at every
-    base, tracks, and a table of variants.
+    baselines, data, settings; the numbers on held-out DNA come from `megabase evaluate RUN`. Of
+    fine-tuning it shows the metrics. With --region or --vcf it is a genome browser: the sequence,
+    genes, what a model predicts at every base, tracks, and a table of variants.
     """
     output = None if args.output is None else Path(args.output)
     if output is not None and output.suffix.lower() not in (".html", ".htm", ""):
