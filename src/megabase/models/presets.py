@@ -25,7 +25,7 @@ class Preset:
     hub: str | None = None  # repository that transformers loads
     checkpoint: str | None = None  # repository of the original checkpoint, for megabase convert
     source: str = ""  # where the shape is published
-    license: str = ""  # of the published weights, as their authors say; the card on the Hub decides
+    license: str = ""  # of the published weights, as their page on the Hub says, which decides
     use: str = "a shape without weights, to train"  # what it is good for
 
 
@@ -46,7 +46,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
         f"caduceus-{kind}-{length // 1024}k-d{width}-n{layers}", "caduceus",
         {"d_model": width, "n_layer": layers, "rcps": kind == "ps", "max_seq_len": length},
         parameters, length, hub=f"kuleshov-group/caduceus-{kind}_{shape}",
-        source="arXiv 2403.03234", license="Apache-2.0",
+        source="arXiv 2403.03234",
+        license="Apache-2.0" if length > 1_024 else "none stated",
         use="human, from both sides: masked variants, labels",
     ) for kind in ("ph", "ps") for shape, width, layers, length, parameters in (
         ("seqlen-1k_d_model-118_n_layer-4_lr-8e-3", 118, 4, 1_024, 470_702),
