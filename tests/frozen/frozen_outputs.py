@@ -233,8 +233,9 @@ def render(path: Path) -> str:
                 f"{name} {size} {[list(row) for row in track.records(name)]}"
                 for name, size in track.chroms().items()
             )
-    # Weights that were trained here end in other bits on another processor.
-    text = re.sub(r'(tuned/step-\d+","model_sha256":")\w+', r"\1trained here", path.read_text())
+    # Weights that were drawn or trained here end in other bits on another processor.
+    made = r'((?:tuned/step-\d+|masked)","model_sha256":")\w+'
+    text = re.sub(made, r"\1trained here", path.read_text())
     if suffix == ".json":
         return json.dumps(_steady(json.loads(text)), indent=1, sort_keys=True)
     if suffix == ".jsonl":

@@ -161,11 +161,14 @@ def _show_model(model: dict[str, Any], memory: dict[str, int] | None, used_defau
 
 
 def _list(as_json: bool) -> None:
-    from megabase.models.presets import PRESETS
+    from megabase.models.describe import describe
+    from megabase.models.presets import PRESETS, Preset
 
-    packaged = dataclasses.replace(
-        PRESETS["hyenadna-tiny-1k-seqlen"], name="default", hub=None, checkpoint=None,
-        source="in the package", license="Apache-2.0", use="to try the commands: human chr20 alone",
+    own = describe()
+    packaged = Preset(
+        "default", own["model_type"], {"d_model": own["width"], "n_layer": own["layers"]},
+        own["parameters"], own["longest"] - 2, source="in the package", license="Apache-2.0",
+        use="to try the commands: human chr20 alone",
     )  # fmt: skip
     rows = []
     for one in sorted((packaged, *PRESETS.values()), key=lambda one: not one.license):
