@@ -223,7 +223,7 @@ def _draw_places(
     """Draw the second copies: upper-case A, C, G, T, with `before` bases in front of each."""
     tiles = _tiles(regions, options, before, _CANDIDATES)
     codes = store.fetch_many(tiles.contig, tiles.start, options.segment)
-    usable = (codes <= T).all(1)  # the bit of a soft-masked base is above
+    usable = np.all(codes <= T, axis=1)  # the bit of a soft-masked base is above
     order = generator.permutation(len(codes))
     order = order[usable[order]][: options.count]
     if len(order) < options.count:
@@ -232,4 +232,4 @@ def _draw_places(
             f"in upper case with {before:,} bases in front of them in the regions; name longer "
             "regions, or take fewer (count=...) or nearer ones (distances=...)"
         )
-    return Intervals(*(column[order] for column in tiles))
+    return Intervals(tiles.contig[order], tiles.start[order], tiles.end[order])

@@ -130,7 +130,7 @@ def _chosen(run: _RunRecord) -> tuple[str, str, str] | None:
     """Give the metric that chose the checkpoint (else the first), its value, and of what."""
     for split, shown in (("test", "test"), ("valid", "validation")):
         if found := run.result.get(split):
-            name = run.result.get("monitor")
+            name = str(run.result.get("monitor"))
             name = name if name in found else next(iter(found))
             return name, _metric(found[name]), f"{run.result['rows'][split]:,} {shown} sequences"
     return None
