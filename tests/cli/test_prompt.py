@@ -38,7 +38,7 @@ def test_a_sweep_of_lengths(table: Path, capsys: pytest.CaptureFixture[str]) -> 
     results = [run / f"prompt.length-{length}" / "result.json" for length in (0, 2)]
     runs = [json.loads(result.read_text()) for result in results]
     assert [one["length"] for one in runs] == [0, 2]
-    assert [one["trained_parameters"] for one in runs] == [0, 256]
+    assert [one["trained_parameters"] for one in runs] == [0, 2 * 192]
     assert (run / "prompt.length-2" / "prompt" / "prompt.safetensors").is_file()
     pytest.importorskip("matplotlib")
     picture = (run / "lengths.svg").read_text()

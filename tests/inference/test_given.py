@@ -63,7 +63,7 @@ def test_variants_and_models_of_another_type_are_told_so(genome: Path) -> None:
 
 def test_results_are_short_to_look_at(genome: Path) -> None:
     assert repr(embed(None, ["ACGT"])) == (
-        "Embeddings(1 x 128, mean of layer 2 of megabase default)"
+        "Embeddings(1 x 192, mean of layer 4 of megabase default)"
     )
     assert repr(ism(None, "chr1:81-90", genome, window=32)).startswith(
         "Mutagenesis(chr1:81-90, llr"

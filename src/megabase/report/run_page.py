@@ -57,7 +57,7 @@ def _read_run(folder: str | Path) -> _RunRecord:
     data = reader.record("data.json")
     labeled = "genome" not in data
     if labeled and not (run / "result.json").is_file():
-        raise ReportError(f"{run} holds no result.json yet; finish the run with --resume")
+        raise ReportError(f"{run} holds no result.json yet; finish the run with resume=True")
     config = reader.config()
     best = reader.checkpoint()
     if best is None:
