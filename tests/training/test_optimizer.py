@@ -62,8 +62,28 @@ def test_stacked_square_matrices_are_taken_one_by_one() -> None:
     weight.grad = torch.randn_like(weight)
     start = weight.detach().clone()
     optimizer.step()
-    for moved in (start * 0.5 - weight.detach()).split(32):
-        assert moved.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+    blocks = zip((start * 0.5 - weight.detach()).split(32), weight.grad.split(32), strict=True)
+    for moved, gradient in blocks:
+        u, s, v = torch.linalg.svd(gradient)
+        sizes = (u.T @ moved @ v.T).diagonal()[s > 0.1 * s[0]] / (0.2 * 32**0.5)
+        assert sizes.min() > 0.6
+        assert sizes.max() < 1.3
+
+
+def test_muon_without_weight_decay_takes_the_same_matrices() -> None:
+    def taken(decay: float) -> list[int]:
+        groups = build_optimizer(model(), OptimConfig(name="muon", weight_decay=decay)).param_groups
+        return [p.numel() for group in groups if group.get("muon") for p in group["params"]]
+
+    assert sorted(taken(0.0)) == sorted(taken(0.1)) != []
+
+
+def test_muon_with_nothing_to_take_is_refused() -> None:
+    module = model()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad = ".layers." not in name
+    with pytest.raises(ConfigError, match="none is trained here; take adamw"):
+        build_optimizer(module, OptimConfig(name="muon"))
 
 
 def test_fsdp_is_refused(tmp_path: Path) -> None:

@@ -200,6 +200,9 @@ def _build_source(
     common: dict[str, Any] = {"seed": seed, "reverse_complement": data.reverse_complement}
     if data.windows == "random":
         weights = [(Regions.read(store, [name]), one) for name, one in data.weights.items()]
+        for name, (regions, _) in zip(data.weights, weights, strict=True):
+            if not len(regions.intersect(split["train"])):
+                raise ConfigError(f"data.weights: {name} holds no position to train on")
         return split, RandomWindows(
             split["train"], max_n_fraction=data.max_n_fraction, store=store, weights=weights,
             **common,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from megabase.errors import ConfigError
 from megabase.settings import OptimConfig
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -17,6 +19,8 @@ _STEPS = 5  # Newton-Schulz steps, as published
 _RMS = 0.2
 """Root mean square of an update before the learning rate; AdamW's is about this, so that both use
 one rate (Moonlight, arXiv 2502.16982, section 2.2)."""
+_LAYER_WEIGHT = re.compile(r"\.layers?\.\d+\..*\.weight$")
+"""Weights of linear maps in the numbered layers; transformers writes ``layer`` in its BERTs."""
 _SMALLEST = 32
 """Least rows and columns of a matrix that Muon takes: what is smaller (the short filters, the
 positional features of a filter) has no spectrum to speak of."""
@@ -27,8 +31,8 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Build the optimizer, `fused` where possible, over the groups that the module wants.
 
-    With ``config.name == "muon"`` the matrices of groups that decay are taken by Muon, the rest by
-    AdamW.
+    With ``config.name == "muon"`` Muon takes the matrices of the layers, but for those that a
+    model exempts from weight decay, and the rest by AdamW; a ConfigError when there are none.
     """
     describe: Any = getattr(module, "parameter_groups", None)
     groups: list[dict[str, Any]] = [{"params": [p for p in module.parameters() if p.requires_grad]}]
@@ -40,11 +44,16 @@ def build_optimizer(
     if config.name == "muon":
         kind, split = Muon, []
         for group in groups:
-            decays = group.get("weight_decay", config.weight_decay) > 0
+            decays = not config.weight_decay or group.get("weight_decay", 1.0) > 0
             taken = [p for p in group["params"] if decays and _is_layer_matrix(names[id(p)], p)]
             rest = [p for p in group["params"] if not any(p is one for one in taken)]
             split += [{**group, "params": rest}, {**group, "params": taken, "muon": True}]
         groups = split
+        if not any(group["params"] for group in groups if group.get("muon")):
+            raise ConfigError(
+                "optim.name muon takes the matrices inside the layers of a model, and none is "
+                "trained here; take adamw"
+            )
     groups = [group for group in groups if group["params"]]
     for group in groups:  # what the schedule scales
         group["base_lr"] = group.get("lr", config.lr)
@@ -56,8 +65,9 @@ def build_optimizer(
 
 
 def _is_layer_matrix(name: str, parameter: Tensor) -> bool:
-    """Say whether this is a matrix inside the layers, neither an embedding nor a head."""
-    return ".layers." in name and parameter.ndim == 2 and min(parameter.shape) >= _SMALLEST
+    """Say whether this is a matrix inside the layers: no embedding, head or network of a filter."""
+    inside = _LAYER_WEIGHT.search(name) is not None and ".implicit_filter." not in name
+    return inside and parameter.ndim == 2 and min(parameter.shape) >= _SMALLEST
 
 
 class Muon(torch.optim.AdamW):
@@ -65,7 +75,8 @@ class Muon(torch.optim.AdamW):
 
     The update of a matrix is its Nesterov momentum (decay ``betas[1]``) with all singular values
     brought near one (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), scaled to the
-    size of AdamW's. A matrix of stacked square ones (the projections of Hyena) is taken as those.
+    size of AdamW's. A matrix of stacked square ones (the projections of Hyena, the first of an MLP)
+    is taken as those.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
