@@ -149,6 +149,32 @@ def test_several_kinds_of_values_are_named_apart(genome: str, tmp_path: Path) ->
     assert '"length": 16' in table["stages"][1]
 
 
+@pytest.mark.parametrize(
+    ("swept", "steps"),
+    [
+        ("{steps: [2, 3]}", [2, 3]),
+        ("{tokens: [256, 512]}", [2, 4]),
+        ("{stages: [[{length: 32, steps: 1}], [{length: 16, steps: 2}]]}", [1, 2]),
+        ("{steps: {low: 1, high: 2}}", [2, 1]),
+    ],
+)
+def test_what_is_swept_may_give_the_end_of_the_runs(
+    swept: str, steps: list[int], genome: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "s"
+    words = [
+        "pretrain", "--data.genome", genome, "--data.validation", "[chr2]", "--model.d_model", "8",
+        "--model.n_layer", "1", "--model.overrides", "{filter_order: 8}", "--global-batch", "4",
+        "--devices.accelerator", "cpu", "--devices.threads", "1", "--quiet", "-o", str(output),
+        "--sweep", swept,
+    ]  # fmt: skip
+    words += [] if "stages" in swept else ["--stages", "[{length: 32}]"]
+    words += ["--draws", "2"] if "low" in swept else []
+    assert main(words) == 0
+    table = pl.read_parquet(output / "results.parquet")
+    assert table["trained_steps"].to_list() == steps
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_continues_to_the_same_table(genome: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"

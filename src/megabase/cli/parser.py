@@ -310,7 +310,7 @@ def settings_of(config: type[_Config], args: Namespace, **changes: Any) -> _Conf
     """Build settings from arguments that the parser has parsed and instantiated."""
     names = {field.name for field in dataclasses.fields(config)}
     values = {name: value for name, value in vars(args).items() if name in names}
-    return config(**{**values, **changes})
+    return config.of({**values, **changes})
 
 
 def given(args: Namespace, kind: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Preset:
     hub: str | None = None  # repository that transformers loads
     checkpoint: str | None = None  # repository of the original checkpoint, for megabase convert
     source: str = ""  # where the shape is published
-    license: str = ""  # of the published weights, as their page on the Hub says, which decides
+    license: str = ""  # of the weights, as the page or the LICENSE of their repository says
     use: str = "a shape without weights, to train"  # what it is good for
 
 
@@ -73,6 +73,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
         f"dnabert-{k}", "dnabert", {"k": k}, parameters, 509 + k,
         checkpoint=f"zhihan1996/DNA_bert_{k}",
         source="doi 10.1093/bioinformatics/btab083; encoder and pooler",
+        # A LICENSE in each repository since October 2023; their pages name none.
         license="Apache-2.0", use="human promoters and sites: fine-tune it, after convert",
     ) for k, parameters in ((3, 86_094_336), (4, 86_241_792), (5, 86_831_616), (6, 89_190_912))),
     Preset(

@@ -51,9 +51,12 @@ def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config
     """Give the settings of a run, checked, and prepare the process for training."""
     from megabase.training.process import keep_freed_memory
 
-    for name in args.get("sweep") or ():
+    swept = args.get("sweep") or {}
+    for name in swept:
         config.check_field(name, "sweep: ")
-    settings = settings_of(config, args, **changes)
+    # One of the values stands for all until each run has its own: they may give the end of a run.
+    stands = {name: _one_of(tried) for name, tried in swept.items() if "." not in name}
+    settings = settings_of(config, args, **{**changes, **stands})
     if args.get("picture"):  # fails here where the picture would fail after the training
         from megabase.genome.interval import Interval
         from megabase.report.style import require_matplotlib
@@ -65,6 +68,13 @@ def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config
             Interval.parse(args.picture)
     keep_freed_memory()
     return settings
+
+
+def _one_of(tried: Any) -> Any:
+    """Give a value of a list or a range; what is neither is refused when the sweep begins."""
+    if isinstance(tried, Mapping):
+        return tried.get("low", tried)
+    return tried[0] if isinstance(tried, list) and tried else tried
 
 
 def _runs(
