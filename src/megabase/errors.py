@@ -4,8 +4,10 @@ A message says what was expected, what was found, where (file, line, contig, pos
 to do. The command line prints an error as one line and exits with status 2.
 """
 
+import importlib
 import sys
 import warnings
+from types import ModuleType
 
 
 class MegabaseError(ValueError):
@@ -78,6 +80,14 @@ class MissingDependencyError(MegabaseError):
             f"{purpose} needs the package {package!r}, which is not installed; "
             f"install it with: pip install 'megabase[{extra}]'"
         )
+
+    @classmethod
+    def load(cls, module: str, extra: str, purpose: str, package: str = "") -> ModuleType:
+        """Import a module of a package (named like the module unless that is given), or raise."""
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            raise cls(package or module.partition(".")[0], extra, purpose) from None
 
 
 def sequence_too_long(length: int, longest: int, setting: str) -> InputError:

@@ -85,18 +85,15 @@ def test_compressed_blank_separated_and_empty(tmp_path: Path) -> None:
     assert empty.height == 0
 
 
-def test_peaks_by_file_name_and_by_kind(tmp_path: Path) -> None:
+def test_peaks_by_file_name(tmp_path: Path) -> None:
     row = "chr1\t10\t50\tpeak\t500\t.\t12.5\t-1\t3.2\t17\n"
     narrow = read_bed(write(tmp_path / "x.narrowPeak.gz", gzip.compress(row.encode())))
     assert narrow.columns[6:] == ["signal_value", "p_value", "q_value", "summit"]
     assert narrow.row(0)[6:] == (12.5, -1.0, 3.2, 17)
     path = write(tmp_path / "x.bed", row)
-    assert read_bed(path, kind="narrowPeak").equals(narrow)
     assert read_bed(path).columns[6:] == ["column_7", "column_8", "column_9", "column_10"]
     broad = write(tmp_path / "x.broadPeak", row.rsplit("\t", 1)[0] + "\n")
     assert read_bed(broad).columns[6:] == ["signal_value", "p_value", "q_value"]
-    with pytest.raises(InputError, match="kind must be"):
-        read_bed(path, kind="gappedPeak")
 
 
 def test_bed12(tmp_path: Path) -> None:

@@ -82,11 +82,8 @@ def kmer_counts(rows: LabeledSequences, k: int) -> Any:
 
 def require_baseline() -> None:
     """Refuse to begin without scikit-learn and scipy (the extra suites)."""
-    try:
-        import scipy.sparse  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("scikit-learn", "suites", "the k-mer baseline") from error
+    for module in ("scipy.sparse", "sklearn"):
+        MissingDependencyError.load(module, "suites", "the k-mer baseline", "scikit-learn")
 
 
 def fit_baseline(

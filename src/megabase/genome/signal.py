@@ -26,10 +26,7 @@ BEDGRAPH = (".bedgraph", ".bdg", ".bg")  # endings of bedGraph files; ``.gz`` or
 
 def require_bigwig(purpose: str = "writing bigWig") -> None:
     """Refuse `purpose`, which needs the package for bigWig files, when that is missing."""
-    try:
-        import pybigtools  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("pybigtools", "tracks", purpose) from None
+    MissingDependencyError.load("pybigtools", "tracks", purpose)
 
 
 class Signal:

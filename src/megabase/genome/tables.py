@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -22,8 +22,6 @@ from megabase.genome.interval import Strand, zero_based
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord, is_bcf
-
-BedKind = Literal["auto", "bed", "narrowPeak", "broadPeak"]
 
 _NULL = "."  # how BED, GFF and VCF write that there is no value
 _INTEGERS = ("start", "end", "thick_start", "thick_end", "block_count", "phase", "summit")
@@ -37,8 +35,8 @@ _BED_NAMES = {
     "bed": _BED6,
     "bed12": (*_BED6, "thick_start", "thick_end", "item_rgb", "block_count", "block_sizes",
               "block_starts"),
-    "narrowPeak": (*_BED6, *_PEAK, "summit"),
-    "broadPeak": (*_BED6, *_PEAK),
+    ".narrowpeak": (*_BED6, *_PEAK, "summit"),
+    ".broadpeak": (*_BED6, *_PEAK),
 }  # fmt: skip
 """Names of the columns, as far as a file has them."""
 _BED_DIRECTIVES = ("track", "browser")  # for the UCSC browser, not for us
@@ -178,15 +176,15 @@ class _RowSource:
 
 
 def read_bed(
-    path: str | Path, store: Genome | None = None, *, kind: BedKind = "auto",
-    columns: int | None = None, strict: bool = False,
+    path: str | Path, store: Genome | None = None, *, columns: int | None = None,
+    strict: bool = False,
 ) -> pl.DataFrame:  # fmt: skip
     """Read a BED file: BED3 to BED12 with any further columns, narrowPeak or broadPeak.
 
     Comments (``#``), ``track`` and ``browser`` lines, a header row and blank lines are skipped; the
-    file may be gzip or bgzip; without tabs it is split at blanks. `kind` says what the columns
-    after the sixth mean (``"auto"``: by the ending of the name); only the first `columns` are read,
-    of files whose later ones are not BED's. Rows that do not lie on the `store` are left out, and a
+    file may be gzip or bgzip; without tabs it is split at blanks. The ending of the name says what
+    the columns after the sixth mean; only the first `columns` are read, of files whose later ones
+    are not BED's. Rows that do not lie on the `store` are left out, and a
     LeftOutWarning counts them by reason, or refused when `strict`.
 
     Columns are contig, start, end (0-based half-open) and, as far as the file has them, name
@@ -214,24 +212,14 @@ def read_bed(
     if width < 3:
         where, found = f"{path}, line {numbers[0]:,}", f"{width}: {texts[0][:60]!r}"
         raise InputError(f"{where}: expected 3 columns or more (contig, start, end), found {found}")
-    names = _bed_names(source.path, kind, width)
+    # Between 7 and 11 columns a BED is "BED6 and something": BED12 names would be a guess.
+    kind = "bed12" if width == 12 else "bed"
+    kind = next((s for s in map(str.lower, source.path.suffixes) if s in _BED_NAMES), kind)
+    known = _BED_NAMES[kind]
+    names = [*known, *(f"column_{i + 1}" for i in range(len(known), width))][:width]
     frame = source.cast_numbers(source.split(numbers, texts, names))
     source.check(frame)
     return source.on_genome(frame, store, LeftOut(source.path, strict=strict)).drop("line")
-
-
-def _bed_names(path: Path, kind: BedKind, width: int) -> list[str]:
-    # Between 7 and 11 columns a BED is "BED6 and something": BED12 names would be a guess.
-    found = "bed12" if kind in ("auto", "bed") and width == 12 else kind
-    if kind == "auto":
-        suffixes = {suffix.lower() for suffix in path.suffixes}
-        found = "bed" if found == "auto" else found
-        found = "narrowPeak" if ".narrowpeak" in suffixes else found
-        found = "broadPeak" if ".broadpeak" in suffixes else found
-    if found not in _BED_NAMES:
-        raise InputError(f"kind must be auto, bed, narrowPeak or broadPeak, found {kind!r}")
-    known = _BED_NAMES[found]
-    return [known[i] if i < len(known) else f"column_{i + 1}" for i in range(width)]
 
 
 def read_gff(

@@ -79,11 +79,7 @@ class _Attributor:
         if steps < 1:
             raise InputError(f"steps must be 1 or more, found {steps}")
         if method == "integrated_gradients":
-            try:
-                import captum.attr  # noqa: F401
-            except ImportError:
-                what = "captum", "attribute", "integrated gradients"
-                raise MissingDependencyError(*what) from None
+            MissingDependencyError.load("captum.attr", "attribute", "integrated gradients")
         self._loaded = loaded = load(spec, device=device)
         self.model, self.kind, self.name = loaded.model, loaded.kind, loaded.name
         self.encoder, self.digest = loaded.encoder, loaded.digest

@@ -134,10 +134,7 @@ def find_seqlets(
     if [len(one) for one in contributions] != [len(one) for one in codes]:
         raise InputError("expected a contribution for each base of each sequence, in their order")
     if motifs:
-        try:
-            import memelite  # noqa: F401
-        except ImportError:
-            raise MissingDependencyError("memelite", "motifs", "naming seqlets by motifs") from None
+        MissingDependencyError.load("memelite", "motifs", "naming seqlets by motifs")
     rows: list[Any] = []
     queries: list[Matrix] = []
     for number, start, end, p in _runs(contributions, codes, threshold, lengths):

@@ -12,10 +12,8 @@ from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.sequences import codes_of
 from megabase.inference.embedding import Averaged, Embedder
 
-try:
-    from sklearn.base import BaseEstimator, TransformerMixin
-except ImportError:
-    raise MissingDependencyError("scikit-learn", "suites", "SequenceEmbedder") from None
+MissingDependencyError.load("sklearn.base", "suites", "SequenceEmbedder", "scikit-learn")
+from sklearn.base import BaseEstimator, TransformerMixin  # noqa: E402
 
 
 class SequenceEmbedder(TransformerMixin, BaseEstimator):

@@ -141,11 +141,6 @@ def _forward(
     return y.to(dtype)
 
 
-@_forward.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 @operator("causal_conv_backward", lambda dy, x, taps, *_: 2 * taps_flops(x, taps), **_CHECKS)
 def _backward(
     dy: Annotated[Tensor, "B L E"], x: Annotated[Tensor, "B L E"], taps: Annotated[Tensor, "E K"],

@@ -265,11 +265,6 @@ def _forward(
     return y_BDL
 
 
-@_forward.register_fake
-def _(u: Tensor, *_: Any) -> Tensor:
-    return u.new_empty(u.shape)
-
-
 @operator("long_conv_backward", lambda dy, *_: convolution_flops(*dy), **_CHECKS)
 def _backward(
     dy: Annotated[Tensor, "B D L"], u: Annotated[Tensor, "B D L"], k: Annotated[Tensor, "D M"],

@@ -297,6 +297,7 @@ class _Operator(Arguments):
             schema=f"({', '.join(f'{kind} {key}' for key, kind in kinds.items())}) -> {results}",
             device_types=device_types,
         )
+        self.register_fake(self._like_the_first)
         packet = getattr(torch.ops.megabase, name)
         self.overload: Any = packet.default
         self.definition.register_vmap(self._one_by_one)
@@ -305,9 +306,16 @@ class _Operator(Arguments):
         self.definition.register_autograd(self.backward, setup_context=self.save)
 
     def register_fake(self, function: _Function) -> _Function:
-        """Register what makes results of the right shape and dtype; a decorator."""
+        """Register what makes results of the right shape and dtype; a decorator.
+
+        Without it there is one result, like the first argument.
+        """
         self.definition.register_fake(self._checked(function))
         return function
+
+    @staticmethod
+    def _like_the_first(x: Tensor, *_: Any) -> Tensor:
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
     def register_gradients(self, function: Callable[..., Sequence[Tensor | None]]) -> None:
         """Register ``function(saved, *gradients of the results)``; a decorator.

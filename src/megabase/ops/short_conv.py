@@ -125,11 +125,6 @@ def _forward(
     return y_BCL
 
 
-@_forward.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
 @operator(
     "short_conv_backward",
     lambda dy, x, w, after, *needs: sum(needs) * taps_flops(x, w),

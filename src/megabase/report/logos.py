@@ -37,10 +37,7 @@ def check_logo(path: Path, count: int, overwrite: bool = False, what: str = "a l
     """
     most, otherwise = _MOST[what]
     style.check_picture(path, what, overwrite)
-    try:
-        import logomaker  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
+    MissingDependencyError.load("logomaker", "plots", "drawing sequence logos")
     if not 0 < count <= most:
         found = f"{count:,}; {otherwise}"
         raise ReportError(f"{path}: {what} shows 1 to {most} positions, found {found}")

@@ -96,10 +96,7 @@ def _settings(theme: Theme, size: Size) -> dict[str, Any]:
 
 def require_matplotlib() -> None:
     """Raise a MissingDependencyError that names the extra when matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("matplotlib", "plots", "drawing plots") from None
+    MissingDependencyError.load("matplotlib.figure", "plots", "drawing plots")
 
 
 def check_picture(path: Path, what: str, overwrite: bool) -> None:

@@ -126,19 +126,17 @@ _Batch = dict[str, Tensor]
 
 @contextmanager
 def prefetched(
-    load: Callable[[_Request], _Batch], requests: Iterable[_Request], *,
-    pin_memory: bool | None = None,
-) -> Iterator[Iterator[_Batch]]:  # fmt: skip
+    load: Callable[[_Request], _Batch], requests: Iterable[_Request]
+) -> Iterator[Iterator[_Batch]]:
     """Give an iterator over batches that a background thread makes ahead of time.
 
     `load` makes the batch of each of the `requests` (which may be endless); one is held ready. One
     thread is enough: reading windows of a memory-mapped store takes a small part of a step, and
     numpy releases the interpreter while it copies. An error in the thread is raised by the ``next``
-    that would have given the batch. Leaving the ``with`` block ends the thread. `pin_memory` (None:
-    when a CUDA device is there) copies batches into page-locked memory, from which a GPU can read
-    while it computes.
+    that would have given the batch. Leaving the ``with`` block ends the thread. For a CUDA
+    device batches are in page-locked memory, from which it can read while it computes.
     """
-    pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+    pin = torch.cuda.is_available()
     waiting, pool = iter(requests), ThreadPoolExecutor(1, "prefetch")
 
     def make() -> _Batch | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +80,7 @@ def _read_genes(config: BenchmarkConfig) -> LabeledSequences:
 def _require() -> None:
     """Refuse to begin without xgboost and scikit-learn (the extra biotype)."""
     for package in ("xgboost", "sklearn"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "biotype", "boosted trees on embeddings")
+        MissingDependencyError.load(package, "biotype", "boosted trees on embeddings")
 
 
 def _fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[str, Any]:

@@ -64,13 +64,10 @@ def _lift(windows: pl.DataFrame, chain: Path) -> pl.DataFrame:
 
     Those whose ends do not map, or are not as far apart on one contig as before, are dropped.
     """
-    try:
-        from pyliftover import LiftOver  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError("pyliftover", "suites", "lifting coordinates over") from error
+    package = MissingDependencyError.load("pyliftover", "suites", "lifting coordinates over")
     if not chain.is_file():
         raise InputError(f"there is no chain file {chain}")
-    lifter: Any = LiftOver(str(chain))
+    lifter: Any = package.LiftOver(str(chain))
     moved: dict[int, tuple[str, int, int]] = {}
     for row, (contig, start, end) in enumerate(windows.select(_PLACE).rows()):
         low, high = (lifter.convert_coordinate(contig, at) for at in (start, end))

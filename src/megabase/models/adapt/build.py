@@ -312,14 +312,6 @@ def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
         block.requires_grad_(False)
 
 
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise MissingDependencyError("peft", "lora", "lora.rank") from None
-    return peft
-
-
 def _add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> None:
     """Freeze a model below its head and give its linear layers adapters, from torch's seed.
 
@@ -330,7 +322,7 @@ def _add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> None
         raise ConfigError(
             f"lora.rank is set, but {type(model).__name__} has no part below its head"
         )
-    peft = _peft()
+    peft: Any = MissingDependencyError.load("peft", "lora", "lora.rank")
     inside = {id(module) for module in base.modules()}
     linear = {
         name: module
@@ -411,7 +403,8 @@ def _save_adapter(
         if ".lora_A." in name or ".lora_B." in name or name in head
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = _peft().LoraConfig(
+    peft: Any = MissingDependencyError.load("peft", "lora", "lora.rank")
+    settings = peft.LoraConfig(
         r=config.rank, lora_alpha=_alpha(config), bias="none", inference_mode=True,
         target_modules=[name for name, _ in _adapted(model)],
         modules_to_save=sorted({name.rsplit(".", 1)[0] for name in head}),
