@@ -100,7 +100,7 @@ def test_pieces_and_groups_do_not_change_values(
     monkeypatch.setattr(passes, "MIN_GROUP", channels)
     monkeypatch.setattr(passes, "GROUP_SAMPLES", 100)
     monkeypatch.setattr(passes, "CHANNEL_SAMPLES", 100)
-    monkeypatch.setattr(passes, "TRANSFORM_SAMPLES", 100)
+    monkeypatch.setattr(passes, "BLOCK_SAMPLES", 100)
     monkeypatch.setattr(passes, "MIN_ROWS", 1)
     _compare(_inputs(29, centered, taps=4), centered=centered, two_sided=centered)
 

@@ -162,26 +162,10 @@ def _long_conv_plain(u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sid
     """Convolve by FFTs of whole tensors."""
     dtype = wide_dtype(u_BDL.dtype, k_DM.dtype)
     length = builtin.index(u_BDL.shape[-1])  # a number for compilers: one graph for each length
-    n_fft, k_DM = fft_length(2 * length - 1), k_DM.to(dtype)
-    if two_sided:  # on a circle
-        gap = k_DM.new_zeros(k_DM.shape[0], n_fft - k_DM.shape[1])
-        k_DM = torch.cat([k_DM[:, length - 1 :], gap, k_DM[:, : length - 1]], dim=1)
-    K_DF = torch.fft.rfft(k_DM, n=n_fft)
-    if skip_D is not None:
-        K_DF = K_DF + skip_D[:, None].to(dtype)
-    U_BDF = torch.fft.rfft(u_BDL.to(dtype), n=n_fft)
-    return torch.fft.irfft(U_BDF * K_DF, n=n_fft)[..., :length].to(u_BDL.dtype)
-
-
-def _blocks(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
-    """Cut batch and channels into blocks of about `BLOCK_SAMPLES` samples, channels first."""
-    rows = max(_MIN_ROWS, BLOCK_SAMPLES // n_fft)
-    per_channel = max(1, min(channels, rows))
-    per_batch = max(1, rows // per_channel)
-    return (
-        [slice(i, min(i + per_batch, batch)) for i in range(0, batch, per_batch)],
-        [slice(i, min(i + per_channel, channels)) for i in range(0, channels, per_channel)],
-    )
+    spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
+    U_BDF = torch.fft.rfft(u_BDL.to(dtype), n=spectra.n_fft)
+    y_BDN = torch.fft.irfft(U_BDF * spectra.transform(slice(None)), n=spectra.n_fft)
+    return y_BDN[..., :length].to(u_BDL.dtype)
 
 
 @dataclass
@@ -204,16 +188,21 @@ class FilterSpectra:
         """Transform the taps of channels `c`, laid on a circle: lag j at j, lag -j at N - j."""
         k_cM, length = self.taps[c].to(self.dtype), self.length
         if self.two_sided:
-            k_cN = k_cM.new_zeros(k_cM.shape[0], self.n_fft)
-            k_cN[:, :length] = k_cM[:, length - 1 :]
-            k_cN[:, self.n_fft - length + 1 :] = k_cM[:, : length - 1]
-            K_cF = torch.fft.rfft(k_cN)
-        else:
-            K_cF = torch.fft.rfft(k_cM, n=self.n_fft)
-        if self.skip is not None:
-            # The skip term is a tap at lag 0, whose spectrum is flat.
-            K_cF += self.skip[c, None].to(self.dtype)
-        return K_cF
+            gap = k_cM.new_zeros(k_cM.shape[0], self.n_fft - k_cM.shape[1])
+            k_cM = torch.cat([k_cM[:, length - 1 :], gap, k_cM[:, : length - 1]], dim=1)
+        K_cF = torch.fft.rfft(k_cM, n=self.n_fft)
+        # The skip term is a tap at lag 0, whose spectrum is flat.
+        return K_cF if self.skip is None else K_cF + self.skip[c, None].to(self.dtype)
+
+    @staticmethod
+    def blocks(batch: int, channels: int, rows: int) -> tuple[list[slice], list[slice]]:
+        """Cut batch and channels into blocks of about so many rows, channels first."""
+        per_channel = max(1, min(channels, rows))
+        per_batch = max(1, rows // per_channel)
+        return (
+            [slice(i, min(i + per_batch, batch)) for i in range(0, batch, per_batch)],
+            [slice(i, min(i + per_channel, channels)) for i in range(0, channels, per_channel)],
+        )
 
     def gradient(self, dK_cF: Tensor, c: slice, dk_DM: Tensor, dskip_D: Tensor | None) -> None:
         """Write the gradients of channels `c` from the gradient of their spectrum."""
@@ -245,7 +234,8 @@ def _plan(
     """Give the filter, blocks of rows and of channels, and a buffer for a block."""
     dtype = wide_dtype(u.dtype, k.dtype)
     spectra = FilterSpectra(k, skip, u.shape[2], two_sided, dtype)
-    rows, channels = _blocks(u.shape[0], u.shape[1], spectra.n_fft)
+    count = max(_MIN_ROWS, BLOCK_SAMPLES // spectra.n_fft)
+    rows, channels = spectra.blocks(u.shape[0], u.shape[1], count)
     size = [max((b.stop - b.start for b in cut), default=0) for cut in (rows, channels)]
     return spectra, rows, channels, torch.zeros(*size, spectra.n_fft, dtype=dtype, device=u.device)
 

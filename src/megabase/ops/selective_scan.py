@@ -11,7 +11,7 @@ G sequences, K blocks, M lanes (a lane is one block of one sequence, M = G K), X
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -337,29 +337,29 @@ def _outputs(x: ScanInputs, _softplus: bool, keep: bool) -> tuple[Tensor, Tensor
     return x.u.new_empty(x.u.shape), final, x.u.new_empty(kept, dtype=dtype)
 
 
-def _back_flops(_dy: Any, _dfinal: Any, _kept: Any, x: Any, *_: Any) -> int:
-    """Count twice the operations of the forward pass."""
-    return 2 * scan_flops(x.u, x.A)
+def backward_of(scan: Any, name: str, **checks: Any) -> Callable[[Callable[..., Any]], None]:
+    """Declare the operator that gives the gradients of a scan: a decorator."""
+
+    def declare(function: Callable[..., Any]) -> None:
+        back = registry.operator(name, lambda *args: 2 * scan_flops(args[3].u, args[3].A), **checks)
+        operator = back(function)
+        operator.register_fake(lambda _dy, _dfinal, _kept, x, *_: x.room())
+
+        @scan.register_gradients
+        def _(saved: registry.Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
+            x, *options = saved.inputs[:-1]
+            dy = torch.zeros_like(x.u) if dy is None else dy
+            return operator(dy, dfinal, *saved.kept, x, *options)
+
+    return declare
 
 
-@registry.operator("selective_scan_blocked_backward", _back_flops, **_CHECKS)
+@backward_of(_scan_blocked, "selective_scan_blocked_backward", **_CHECKS)
 def _backward(
     dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
     kept: Annotated[Tensor, "T B N E"], x: ScanInputs, softplus: bool,
 ) -> list[Tensor]:  # fmt: skip
     return _Backward(x, softplus, kept, dy).run(dfinal)
-
-
-@_backward.register_fake
-def _(_dy: Tensor, _dfinal: Any, _kept: Tensor, x: ScanInputs, _softplus: bool) -> list[Tensor]:
-    return [x.u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in x]
-
-
-@_scan_blocked.register_gradients
-def _(saved: registry.Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
-    x, softplus, _ = saved.inputs
-    dy = torch.zeros_like(x.u) if dy is None else dy
-    return _backward(dy, dfinal, *saved.kept, x, softplus)
 
 
 def _call_kernel(
@@ -396,12 +396,12 @@ def _kernel_outputs(x: ScanInputs, *options: bool) -> tuple[Tensor, Tensor, Tens
     return y, final, kept
 
 
-@registry.operator("selective_scan_backward", _back_flops, **_KERNEL_CHECKS)
+@backward_of(_scan_kernel, "selective_scan_backward", **_KERNEL_CHECKS)
 def _kernel_backward(
     dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
     kept: Annotated[Tensor, "B T N E"], x: ScanInputs, softplus: bool, reverse: bool,
 ) -> list[Tensor]:  # fmt: skip
-    grads = _kernel_room(dy, dfinal, kept, x, softplus, reverse)
+    grads = x.room()
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (
         None if t is None else grad for grad, t in zip(grads, x, strict=True)
     )
@@ -412,18 +412,6 @@ def _kernel_backward(
     found = [du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial]
     _call_kernel("scan_backward", x, softplus, reverse, [*given, *found])
     return grads
-
-
-@_kernel_backward.register_fake
-def _kernel_room(dy: Tensor, _dfinal: Any, _kept: Any, x: ScanInputs, *_: Any) -> list[Tensor]:
-    return [dy.new_empty((0,) if t is None else t.shape) for t in x]
-
-
-@_scan_kernel.register_gradients
-def _(saved: registry.Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
-    x, softplus, reverse, _ = saved.inputs
-    dy = torch.zeros_like(x.u) if dy is None else dy
-    return _kernel_backward(dy, dfinal, *saved.kept, x, softplus, reverse)
 
 
 def selective_scan(

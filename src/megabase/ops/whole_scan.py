@@ -36,6 +36,10 @@ class ScanInputs(NamedTuple):
     bias: Annotated[Tensor | None, "E"] = None  # of the step sizes
     initial: Annotated[Tensor | None, "B E N"] = None  # before the first position; None: zeros
 
+    def room(self) -> list[Tensor]:
+        """Make room for a gradient of each, empty for what is left out."""
+        return [self.u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in self]
+
 
 class _Inputs(NamedTuple):
     """What the recurrence reads: ``s_t = exp(step_t A) s_{t-1} + v_t B_t``, ``y_t = C_t s_t``."""

@@ -35,12 +35,6 @@ GROUP_BYTES = 1 << 27
 """Size of what the transforms of a group of channels read, about; a panel of channels at least."""
 
 
-def _half_length(length: int) -> int:
-    """Give N: an even length that transforms are quick at, at least `length`."""
-    found = fft_length(length)
-    return found + found % 2
-
-
 @lru_cache(maxsize=4)
 def _half_weights(half: int, dtype: torch.dtype) -> Tensor:
     angle_H = torch.arange(half, dtype=torch.float64, device="cpu") * (math.pi / (2 * half))
@@ -55,7 +49,8 @@ class _Halves:
 
     def __init__(self, length: int, two_sided: bool, dtype: torch.dtype) -> None:
         self.length, self.two_sided, self.dtype = length, two_sided, dtype
-        self.n = _half_length(length)
+        self.n = fft_length(length)
+        self.n += self.n % 2
         self.half = self.n // 2
         self.weights = _half_weights(self.half, dtype)
         self.pairs = torch.complex64 if dtype == torch.float32 else torch.complex128

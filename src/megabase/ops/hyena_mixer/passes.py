@@ -17,7 +17,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from megabase.ops.long_conv import FilterSpectra
+from megabase.ops.long_conv import BLOCK_SAMPLES, FilterSpectra
 from megabase.ops.products import Norm, Piece, add_product, matmul, pieces
 from megabase.ops.registry import wide_dtype
 from megabase.ops.short_conv import apply_taps, correlate_taps
@@ -27,8 +27,6 @@ GROUP_SAMPLES = 1 << 22
 CHANNEL_SAMPLES = 1 << 23
 """Padded samples of one sequence in a group: more channels make quicker products."""
 MIN_GROUP = 32  # channels of a group at least: products with fewer rows are slower
-TRANSFORM_SAMPLES = 1 << 20
-"""Samples per transform call: large enough to fill all cores, small enough for the cache."""
 MIN_ROWS = 16
 """Rows per transform call if there is room: the library plans every call anew, and its threads
 share rows."""
@@ -50,13 +48,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def transform_blocks(rows: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
     """Cut the sequences and channels of a group into blocks for one transform call."""
     some = min(MIN_ROWS, max(MIN_ROWS // 4, MIN_ROWS_SAMPLES // n_fft))
-    count = max(some, TRANSFORM_SAMPLES // n_fft)
-    per_channel = min(channels, count)
-    per_batch = max(1, count // per_channel)
-    return (
-        [slice(b, min(b + per_batch, rows)) for b in range(0, rows, per_batch)],
-        [slice(c, min(c + per_channel, channels)) for c in range(0, channels, per_channel)],
-    )
+    return FilterSpectra.blocks(rows, channels, max(some, BLOCK_SAMPLES // n_fft))
 
 
 class MixerWeights(NamedTuple):

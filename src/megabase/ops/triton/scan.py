@@ -26,8 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megabase.ops.registry import Saved, operator
-from megabase.ops.selective_scan import ScanInputs, scan_flops
+from megabase.ops.registry import operator
+from megabase.ops.selective_scan import ScanInputs, backward_of, scan_flops
 from megabase.ops.triton import DTYPES, blocks, launch, power
 from megabase.ops.triton.shared import sum_rows
 
@@ -371,15 +371,12 @@ def _room(
     return x.u.new_empty(x.u.shape), new((batch, *x.A.shape)), new(kept)
 
 
-@operator(
-    "selective_scan_chunked_backward", lambda dy, dfinal, kept, x, *_: 2 * scan_flops(x.u, x.A),
-    **_CHECKS,
-)  # fmt: skip
+@backward_of(scan, "selective_scan_chunked_backward", **_CHECKS)
 def _backward(
     dy: Annotated[Tensor, "B L E"], dfinal: Annotated[Tensor | None, "B E N"],
     kept: Annotated[Tensor, "B T E N"], x: ScanInputs, softplus: bool, reverse: bool,
 ) -> list[Tensor]:  # fmt: skip
-    grads = _backward_room(dy, dfinal, kept, x, softplus, reverse)
+    grads = x.room()
     du, ddelta, _, dB, dC, dD, dz, dbias, dinitial = (
         None if t is None else grad for grad, t in zip(grads, x, strict=True)
     )
@@ -399,15 +396,3 @@ def _backward(
     skip = call.new(channels) if dD is None else dD
     sum_rows(partial, [grads[2], skip, *([] if dbias is None else [dbias])])
     return grads
-
-
-@_backward.register_fake
-def _backward_room(_dy: Tensor, _dfinal: Any, _kept: Any, x: ScanInputs, *_: Any) -> list[Tensor]:
-    return [x.u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in x]
-
-
-@scan.register_gradients
-def _(saved: Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
-    x, softplus, reverse, _ = saved.inputs
-    dy = torch.zeros_like(x.u) if dy is None else dy
-    return _backward(dy, dfinal, *saved.kept, x, softplus, reverse)
