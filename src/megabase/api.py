@@ -427,11 +427,9 @@ class Model(Loaded):
         InputError, ConfigError
             When it is not known where to evaluate, and as the command line does.
         """
-        store, where, seen, run = self._evaluated(genome, regions, train_regions)
-        options = options or EvaluateOptions()
-        if options.window is None and self.longest is None and run is not None:
-            options = dataclasses.replace(options, window=run.longest)
-        return evaluate(self.model, store, where, options, name=self.name, train_regions=seen)
+        given = options or EvaluateOptions()
+        store, where, seen, asked = self._evaluated(genome, regions, train_regions, given)
+        return evaluate(self.model, store, where, asked, name=self.name, train_regions=seen)
 
     def evaluate_long_context(
         self, genome: MaybeGenome = None, *, regions: Sequence[str] | None = None,
@@ -451,19 +449,20 @@ class Model(Loaded):
         options
             Segments, distances, distractors, and the seed.
         """
-        store, where, _, run = self._evaluated(genome, regions, None)
-        options = options or LongContextOptions()
-        if options.window is None and self.longest is None and run is not None:
-            options = dataclasses.replace(options, window=run.longest)
-        return long_context(self, store, where, options)
+        given = options or LongContextOptions()
+        store, where, _, asked = self._evaluated(genome, regions, None, given)
+        return long_context(self, store, where, asked)
 
     def _evaluated(
-        self, genome: MaybeGenome, regions: Sequence[str] | None, train: Sequence[str] | None
-    ) -> tuple[Genome, Regions, Regions | None, RunData | None]:
-        """Settle genome, regions and training regions of an evaluation; the run of the model."""
+        self, genome: MaybeGenome, regions: Sequence[str] | None, train: Sequence[str] | None,
+        options: Any,
+    ) -> tuple[Genome, Regions, Regions | None, Any]:  # fmt: skip
+        """Settle genome, regions, training regions and window of an evaluation."""
         run = RunData.find(self.folder) if self.folder is not None else None
+        if options.window is None and self.longest is None and run is not None:
+            options = dataclasses.replace(options, window=run.longest)
         given = Genome(genome) if isinstance(genome, str | Path) else genome
-        return *RunData.evaluated(run, given, regions, train), run
+        return *RunData.evaluated(run, given, regions, train), options
 
 
 def _checked(options: Mapping[str, Any], out: object) -> dict[str, Any]:

@@ -60,43 +60,32 @@ class Run:
 
 def pretrain(config: PretrainConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Pretrain a language model on a genome, from settings or a recipe (YAML)."""
-    from megabase.tasks import pretrain as task
     from megabase.tasks.config import PretrainConfig
 
-    settings = _settings(config, PretrainConfig)
-    with RunLog.heard_by(on_record):
-        return Run(Path(settings.output), task.pretrain(settings))
+    return _ran(_settings(config, PretrainConfig), on_record)
 
 
 def finetune(config: FinetuneConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Fine-tune a model on labeled sequences, from settings or a recipe (YAML)."""
-    from megabase.tasks import finetune as task
     from megabase.tasks.config import FinetuneConfig
 
-    settings = _settings(config, FinetuneConfig)
-    with RunLog.heard_by(on_record):
-        return Run(Path(settings.output), task.finetune(settings))
+    return _ran(_settings(config, FinetuneConfig), on_record)
 
 
 def prompt(config: PromptConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Tune a soft prompt for a frozen model, from settings or a recipe (YAML)."""
     from megabase.tasks.config import PromptConfig
-    from megabase.tasks.prompt import learn_prompt
 
     settings = _settings(config, PromptConfig)
-    with RunLog.heard_by(on_record):
-        return Run(Path(settings.output), learn_prompt(settings), settings.model)
+    return _ran(settings, on_record, settings.model)
 
 
 def icl(config: InContextConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Measure few-shot in-context classification, from settings or a recipe (YAML)."""
     from megabase.tasks.config import InContextConfig
-    from megabase.tasks.in_context import in_context
 
     settings = _settings(config, InContextConfig)
-    frozen = None if settings.tune == "all" else settings.model
-    with RunLog.heard_by(on_record):
-        return Run(Path(settings.output), in_context(settings), frozen)
+    return _ran(settings, on_record, None if settings.tune == "all" else settings.model)
 
 
 def sweep(
@@ -144,6 +133,13 @@ def benchmark(config: BenchmarkConfig | str | Path) -> pl.DataFrame:
     order = [entry.name for entry in settings.entries]
     Tables(output, order=order, resamples=settings.bootstrap).write(output)
     return pl.read_parquet(output / "summary.parquet")
+
+
+def _ran(settings: RunConfig, on_record: Listener | None, frozen: str | None = None) -> Run:
+    from megabase.tasks.sweep import verb_of
+
+    with RunLog.heard_by(on_record):
+        return Run(Path(settings.output), verb_of(settings)(settings), frozen)
 
 
 def _settings(config: Any, kind: type[_Config]) -> _Config:

@@ -46,5 +46,5 @@ def test_both_strands_are_averaged() -> None:
 def test_wrong_label_tokens() -> None:
     with pytest.raises(InputError, match="two or more different"):
         LabelTokens([7, 7])
-    with pytest.raises(InputError, match="for 3 labels"):
+    with pytest.raises(InputError, match=r"for labels of shape \(3,\)"):
         run(LabelTokens([0, 1]), LOGITS, [0, 1, 0])

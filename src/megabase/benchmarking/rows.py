@@ -15,8 +15,10 @@ from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites import Task
 from megabase.data import leaks
 from megabase.data.labeled import LabeledSequences, members_by_class, published_split, split_rows
+from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.genome.files import write_json
+from megabase.genome.store import Genome
 from megabase.tasks.labeled_data import digest, hash_of
 
 if TYPE_CHECKING:
@@ -262,9 +264,6 @@ def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str] | RunData]]:
 
 
 def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
-    from megabase.data.regions import Regions
-    from megabase.genome.store import Genome
-
     found = []
     for path, places in _genomes(config):
         store = Genome(path)

@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+import yaml
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.rows import Splitter, Unit
 from megabase.benchmarking.suites import RECORD_FORMAT, SUITES, Suite, Task, choose_tasks
 from megabase.data.labeled import LabeledSequences
-from megabase.errors import ConfigError, InputError, RunError
+from megabase.errors import ConfigError, InputError, MissingDependencyError, RunError
 from megabase.evaluate import metrics
-from megabase.evaluate.baselines import fit_baseline, require_baseline
+from megabase.evaluate.baselines import fit_baseline
 from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.finetune import finetune
@@ -90,7 +92,9 @@ def run_benchmark(
         suite.require()
         for entry in config.entries:
             if entry.is_baseline:
-                require_baseline()
+                MissingDependencyError.load(
+                    "sklearn", "suites", "the k-mer baseline", "scikit-learn"
+                )
             else:
                 _check_entry(config, entry)
         if suite.fit is not None or suite.load is None:
@@ -216,8 +220,6 @@ def _recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
     """Give the settings of a variant for a task; an InputError when it has no such variant."""
     if name is None:
         return {}
-    import yaml
-
     file = _RECIPES / f"{task.suite}.yaml"
     tasks = yaml.safe_load(file.read_text()) if file.is_file() else {}
     variants = {**tasks.get("*", {}), **tasks.get(task.name, {})}
@@ -391,8 +393,8 @@ class _Sweep:
             found = json.loads(file.read_text())
             seconds += found["seconds"]
             value = found["valid"].get(found["monitor"])
-            value = -math.inf if value is None else value
-            value = value if metrics.higher_is_better(found["monitor"]) else -value
+            sign = 1 if metrics.higher_is_better(found["monitor"]) else -1
+            value = -math.inf if value is None else sign * value
             self.show(
                 f"{job.task.name}  {job.entry.name}  tuning {chosen}: validation "
                 f"{found['monitor']} {abs(value):.4f}"
@@ -437,8 +439,6 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 def _write_splits(output: Path, job: Job) -> dict[str, str]:
     """Write the rows of a run as Parquet, once for all models; give their paths."""
-    import polars as pl
-
     folder = output / "data" / f"{job.task.suite}.{job.task.name}-{job.rows_digest}"
     folder.mkdir(parents=True, exist_ok=True)
     paths: dict[str, str] = {}

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import (
     ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
     ArgumentParser,
@@ -475,8 +476,6 @@ class _Recipe(ActionConfigFile):
         known = {action.dest.partition(".")[0] for action in parser._actions}
         kept = {k: v for k, v in content.items() if k in known or k not in RETIRED}
         if len(kept) < len(content):
-            import yaml
-
             values = yaml.safe_dump(kept)
         super().__call__(parser, cfg, values, option_string)
 

@@ -22,7 +22,7 @@ from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import Genome
-from megabase.genome.vcf import is_bcf
+from megabase.genome.vcf import row_unit
 
 _Kind = Literal["auto", "fasta", "bed", "vcf", "table"]
 
@@ -147,7 +147,9 @@ class SequenceInput:
         if ending in _ENDINGS:
             return _ENDINGS[ending]
         path = Path(self.path)
-        _, first = (0, "##fileformat=VCF") if is_bcf(path) else next(numbered_lines(path), (0, ""))
+        if row_unit(path) == "record":
+            return "vcf"
+        _, first = next(numbered_lines(path), (0, ""))
         if first.startswith("##fileformat=VCF"):
             return "vcf"
         if first.startswith((">", "@")):

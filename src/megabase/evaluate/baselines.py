@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from megabase.data.labeled import LabeledSequences
 from megabase.data.leaks import RowKmers
-from megabase.errors import InputError, MissingDependencyError
+from megabase.errors import InputError
 from megabase.evaluate import metrics
 from megabase.genome.alphabet import pack_kmers
 
@@ -78,12 +78,6 @@ def kmer_counts(rows: LabeledSequences, k: int) -> Any:
         totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
         blocks.append(sparse.diags((1.0 / totals).astype(np.float32)) @ counts)
     return sparse.hstack(blocks, format="csr", dtype=np.float32)
-
-
-def require_baseline() -> None:
-    """Refuse to begin without scikit-learn and scipy (the extra suites)."""
-    for module in ("scipy.sparse", "sklearn"):
-        MissingDependencyError.load(module, "suites", "the k-mer baseline", "scikit-learn")
 
 
 def fit_baseline(

@@ -262,6 +262,16 @@ def require_bgzip_end(raw: io.BufferedReader, path: Path, error: type[MegabaseEr
     raw.seek(0)
 
 
+def beginning(path: Path, count: int) -> bytes:
+    """First bytes of a file, inside gzip too; none of a file that is missing or damaged."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            return (gzip.GzipFile(fileobj=raw) if packed else raw).read(count)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a plain or gzip text file with their 1-based numbers, without line ends.
 

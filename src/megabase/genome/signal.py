@@ -8,6 +8,7 @@ import mmap
 import struct
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ BIGWIG = (".bw", ".bigwig")  # endings of bigWig files
 BEDGRAPH = (".bedgraph", ".bdg", ".bg")  # endings of bedGraph files; ``.gz`` or ``.bgz`` may follow
 
 
-def require_bigwig(purpose: str = "writing bigWig") -> None:
-    """Refuse `purpose`, which needs the package for bigWig files, when that is missing."""
-    MissingDependencyError.load("pybigtools", "tracks", purpose)
+bigwigs = partial(MissingDependencyError.load, "pybigtools", "tracks")
+"""Give the package for bigWig files, called with what it is needed for (``writing bigWig``)."""
 
 
 class Signal:
@@ -77,12 +77,10 @@ class Signal:
         return found
 
     def _open(self, store: Genome) -> None:
-        require_bigwig("reading bigWig")
-        import pybigtools
-
+        package = bigwigs("reading bigWig")
         with parsing(self.path, InputError, "it is damaged or not a bigWig file"):
             _check_bigwig(self.path)
-            self._file: Any = pybigtools.open(str(self.path))
+            self._file: Any = package.open(str(self.path))
             sizes = dict(self._file.chroms())
         left_out = LeftOut(self.path, "contig")
         for number, (name, size) in enumerate(sizes.items(), start=1):

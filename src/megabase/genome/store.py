@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gzip
 import itertools
 import os
-import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,6 +27,7 @@ from megabase.errors import (
     warn,
 )
 from megabase.genome.alphabet import PAD, N, reverse_complement, warn_ambiguous
+from megabase.genome.files import beginning
 from megabase.genome.format import CODES_OFFSET, Contig, Metadata, Progress
 from megabase.genome.interval import Interval, Strand, contig_aliases
 
@@ -360,14 +359,7 @@ def _store_of(path: Path) -> Path:
 
 def _is_fasta(path: Path) -> bool:
     """Whether a regular file begins like FASTA, inside gzip too; False when it cannot be read."""
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as raw:
-            packed = raw.peek(2)[:2] == b"\x1f\x8b"
-            start = (gzip.GzipFile(fileobj=raw) if packed else raw).read(1 << 10)
-    except (OSError, EOFError, zlib.error):
-        return False
+    start = beginning(path, 1 << 10) if path.is_file() else b""
     return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b">")
 
 

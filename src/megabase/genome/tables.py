@@ -21,7 +21,7 @@ from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Strand, zero_based
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import Genome
-from megabase.genome.vcf import VcfRecord, is_bcf
+from megabase.genome.vcf import VcfRecord, row_unit
 
 _NULL = "."  # how BED, GFF and VCF write that there is no value
 _INTEGERS = ("start", "end", "thick_start", "thick_end", "block_count", "phase", "summit")
@@ -289,7 +289,7 @@ def read_vcf(
     names file and line (of a BCF: record) of the first one that is broken, or says that none can be
     used, or that REF looks like that of another assembly.
     """
-    source = _RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
+    source = _RowSource(Path(path), unit=row_unit(Path(path)))
     left_out = LeftOut(source.path, source.unit, strict)
     rows: list[tuple[Any, ...]] = []
     for number, (record, index, problem) in enumerate(VcfRecord.checked(source.path, store)):

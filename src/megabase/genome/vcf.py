@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megabase.errors import InputError, UnknownContigError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, decode
-from megabase.genome.files import numbered_lines
+from megabase.genome.files import beginning, numbered_lines
 from megabase.genome.interval import one_based, zero_based
 from megabase.genome.left_out import REASONS, Reason
 from megabase.genome.store import Genome
@@ -64,7 +62,7 @@ class VcfRecord:
         """
         path = Path(path)
         read_vcf_header(path)
-        unit = "record" if is_bcf(path) else "line"
+        unit = row_unit(path)
         for number, text in _lines(path):
             if text.startswith("#") or not text.strip():
                 continue
@@ -168,14 +166,9 @@ class VcfRecord:
         )
 
 
-def is_bcf(path: Path) -> bool:
-    """Whether a file is BCF; of a missing or damaged file False, its reader says what is wrong."""
-    try:
-        with path.open("rb") as raw:
-            packed = raw.peek(3)[:2] == b"\x1f\x8b"
-            return (gzip.GzipFile(fileobj=raw) if packed else raw).read(3) == b"BCF"
-    except (OSError, EOFError, zlib.error):
-        return False
+def row_unit(path: Path) -> str:
+    """Name a row of a file: record of a BCF, line of any other, missing and damaged ones too."""
+    return "record" if beginning(path, 3) == b"BCF" else "line"
 
 
 @contextlib.contextmanager
@@ -196,7 +189,7 @@ def _open_bcf(path: Path) -> Iterator[VariantFile]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Give the lines of the text form, numbered; of a BCF the records from 1, the header as 0."""
-    if not is_bcf(path):
+    if row_unit(path) == "line":
         yield from numbered_lines(path)
         return
     try:

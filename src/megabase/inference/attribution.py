@@ -27,7 +27,7 @@ from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, MissingDependencyError, OutputError
 from megabase.evaluate.sequences import codes_of, require_readable
 from megabase.genome import alphabet
-from megabase.genome.signal import require_bigwig
+from megabase.genome.signal import BIGWIG
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance, Run, merge_tables, require_suffix, write_bigwig
 from megabase.models.checkpoints.checks import require_finite
@@ -41,7 +41,7 @@ every position. (An embedding of zeros is not a baseline: the norm layers are st
 
 _Codes = NDArray[np.uint8]
 _LOG_LIKELIHOOD = "log-likelihood"  # name of the output of a language model
-_SUFFIXES = (".parquet", ".npz", ".bw", ".bigwig")  # formats that hold a number for each base
+_SUFFIXES = (".parquet", ".npz", *BIGWIG)  # formats that hold a number for each base
 _NUMBERS = ("output", "baseline_output", "gap")  # of a whole sequence
 
 
@@ -252,13 +252,11 @@ def attribute_file(
     """
     suffix = require_suffix(output, _SUFFIXES)
     given = source if isinstance(source, SequenceInput) else SequenceInput(source)
-    if suffix in (".bw", ".bigwig"):
-        require_bigwig()
-        if given.found_kind != "bed":
-            raise OutputError(
-                f"{output}: a track needs positions in a genome; give a BED file, or write Parquet "
-                "or npz"
-            )
+    if suffix in BIGWIG and given.found_kind != "bed":
+        raise OutputError(
+            f"{output}: a track needs positions in a genome; give a BED file, or write Parquet or "
+            "npz"
+        )
     own, run = split_options(options, AttributeOptions)
 
     def describe(ready: _Attributor) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from megabase.evaluate.sequences import (
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance, merge_tables, require_suffix
+from megabase.layers.pooling import pool
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.options import EmbedOptions
@@ -155,8 +156,6 @@ class Embedder:
         return pieces, np.array(owner, dtype=np.int64)
 
     def _pool_pieces(self, pieces: Sequence[Codes]) -> Vectors:
-        from megabase.layers.pooling import pool
-
         def vectors(codes: Codes, _: NDArray[np.int64]) -> list[Vectors]:
             states, mask = self._states(codes, self.layer)
             return list(pool(states[0].float(), self.pooling, mask).cpu().numpy())

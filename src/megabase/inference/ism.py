@@ -23,7 +23,7 @@ from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand
-from megabase.genome.signal import require_bigwig
+from megabase.genome.signal import bigwigs
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import Work, check_run, map_file, split_options
@@ -118,7 +118,7 @@ def ism_file(
     output, settings = Path(output), VariantOptions(**own)
     require_suffix(output, (".parquet", ".npz") if bigwig else (*TABLE_SUFFIXES, ".npz"))
     if bigwig:
-        require_bigwig()
+        bigwigs("writing bigWig")
     check_run(output, **running)
     written: list[Path] = []
     tracks: dict[str, Path] = {}

@@ -29,7 +29,7 @@ from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, OutputError
 from megabase.genome import files
 from megabase.genome.files import writing
-from megabase.genome.signal import require_bigwig
+from megabase.genome.signal import BIGWIG, bigwigs
 from megabase.untrusted import read_json
 
 _MANIFEST = "manifest.json"  # what is computed
@@ -374,9 +374,14 @@ def gather_shards(
 
 
 def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES) -> str:
-    """Give the ending of an output, which says its format; OutputError if not in `suffixes`."""
+    """Give the ending of an output, which says its format; OutputError if not in `suffixes`.
+
+    A format that needs a package which is not there is refused too.
+    """
     for suffix in suffixes:
         if Path(target).name.lower().endswith(suffix):
+            if suffix in BIGWIG:
+                bigwigs("writing bigWig")
             return suffix
     known = ", ".join(suffixes)
     raise OutputError(f"{target}: the ending says the format; expected one of {known}")
@@ -435,9 +440,7 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
     OutputError when runs overlap, are not in the order of the genome or lie outside their contig,
     or when there is no number.
     """
-    require_bigwig()
-    import pybigtools
-
+    package = bigwigs("writing bigWig")
     name = path.name.rpartition(".tmp.")[2]  # what it will be called
     entries = _entries(name, contigs, runs)
     first = next(entries, None)
@@ -454,7 +457,7 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
             failure.append(error)
 
     try:
-        pybigtools.open(str(path), "w").write(dict(contigs), guarded())
+        package.open(str(path), "w").write(dict(contigs), guarded())
     except (OSError, ValueError, RuntimeError) as error:
         if failure:
             raise failure[0] from error

@@ -34,7 +34,6 @@ from megabase.evaluate.sequences import (
 from megabase.genome.alphabet import BASE_BITS, PAD, T, reverse_complement
 from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based
-from megabase.genome.signal import require_bigwig
 from megabase.genome.store import Genome
 from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import (
@@ -359,8 +358,6 @@ def predict_track(
     output, options = Path(output), options or TrackOptions()
     overwrite = running.get("overwrite", False)
     as_bed = require_suffix(output, TRACK_SUFFIXES) == ".bed"
-    if not as_bed:
-        require_bigwig()
     if calls is not None:
         if as_bed:
             raise OutputError("calls are a BED file beside a bigWig; the output is BED already")

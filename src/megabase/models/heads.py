@@ -74,7 +74,7 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def token_loss(
+def _token_loss(
     logits: Tensor, labels: Tensor, items: Tensor | int | None = None,
     loss_weights: Tensor | None = None, pad_id: int | None = None,
 ) -> Tensor:  # fmt: skip
@@ -101,7 +101,7 @@ def sequence_loss(
     logits: Tensor, labels: Tensor, config: PreTrainedConfig, items: Tensor | int | None = None,
     problem: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """Loss of logits (batch, labels), in float32 at least; `items` as for :func:`token_loss`.
+    """Loss of logits (batch, labels), in float32 at least; `items` as for the loss of tokens.
 
     `problem`, else ``config.problem_type``, else ``num_labels`` and the type of the labels, chooses
     cross entropy of class numbers (batch,), binary cross entropy over all labels (batch, labels),
@@ -261,8 +261,8 @@ class CausalLM(GenerationMixin, _LanguageModel):
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
         if (aligned := rest.get("shift_labels")) is not None:
-            return token_loss(logits, aligned, items)
-        return token_loss(logits[:, :-1], labels[:, 1:], items)
+            return _token_loss(logits, aligned, items)
+        return _token_loss(logits[:, :-1], labels[:, 1:], items)
 
     def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
         """Generate sequences; see transformers.
@@ -338,7 +338,7 @@ class MaskedLM(_LanguageModel):
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
         weights = rest.get("loss_weights")
-        return token_loss(logits, labels, items, weights, self.config.pad_token_id)
+        return _token_loss(logits, labels, items, weights, self.config.pad_token_id)
 
 
 class SequenceClassifier(_Head):
@@ -365,7 +365,7 @@ class TokenClassifier(_Head):
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1].flip(1)) / 2
 
     def _loss(self, logits: Tensor, labels: Tensor, items: Any, rest: dict[str, Any]) -> Tensor:
-        return token_loss(logits, labels, items)
+        return _token_loss(logits, labels, items)
 
 
 class SupervisedClassifier(PreTrainedModel):
@@ -500,7 +500,7 @@ class BertLike(nn.Module):
         if labels is None:
             return output
         if output.logits.dim() == 3:
-            loss = token_loss(output.logits, labels, items)
+            loss = _token_loss(output.logits, labels, items)
         else:
             loss = sequence_loss(output.logits, labels, self.config, items)
         return type(output)(**{**output, "loss": loss})

@@ -402,10 +402,7 @@ class LabelTokens(_Labels):
     def compare(self, logits: Tensor, labels: Tensor) -> Output:
         """Take the loss of token logits (n, vocabulary) against class numbers (n,)."""
         if logits.ndim != 2 or logits.shape[0] != labels.shape[0]:
-            raise InputError(
-                f"the model gave token logits of shape {tuple(logits.shape)} for "
-                f"{labels.shape[0]} labels"
-            )
+            raise _refuse(logits, labels)
         return self._compare_answers(logits[:, None], labels[:, None])
 
     def _compare_answers(self, logits: Tensor, labels: Tensor) -> Output:

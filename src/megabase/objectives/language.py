@@ -41,9 +41,15 @@ class _OfTokens:
     """Positions that this process reads of a window of some length, where several share it; the
     sums of all of them are those of the window. None: all."""
 
+    n_as_padding: bool
+
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Turn a batch into input ids, targets and weights, each (n, length)."""
         raise NotImplementedError
+
+    def _ids(self, codes: Tensor) -> Tensor:
+        ids = vocabulary.codes_to_ids(codes)
+        return ids.where(ids != vocabulary.N_ID, vocabulary.PAD_ID) if self.n_as_padding else ids
 
     def __call__(self, model: Any, batch: Batch) -> Output:
         """Compare the logits (n, length, vocabulary) of a model with the targets."""
@@ -93,14 +99,6 @@ class CausalLM(_OfTokens):
             soft_mask_weight=self.soft_mask_weight,
             n_weight=padding if self.n_as_padding else float(self.include_n),
             padding_weight=padding,
-        )
-
-    def _ids(self, codes: Tensor) -> Tensor:
-        ids = vocabulary.codes_to_ids(codes)
-        return (
-            torch.where(ids == vocabulary.N_ID, vocabulary.PAD_ID, ids)
-            if self.n_as_padding
-            else ids
         )
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,9 +204,7 @@ class MaskedLM(_OfTokens):
         was hidden.
         """
         codes = vocabulary.reverse_complement_codes(batch["codes"], batch["reverse"])
-        ids, bases = vocabulary.codes_to_ids(codes), (codes & alphabet.BASE_BITS) <= alphabet.T
-        if self.n_as_padding:
-            ids = torch.where(ids == vocabulary.N_ID, vocabulary.PAD_ID, ids)
+        ids, bases = self._ids(codes), (codes & alphabet.BASE_BITS) <= alphabet.T
         eligible = torch.ones_like(bases) if self.replacements == "published" else bases
         hidden, picked = self._mask(ids, eligible, batch["mask_seed"])
         weights = _code_weights(

@@ -61,6 +61,12 @@ class Sweep(NamedTuple):
         return better(found, key=lambda one: one.valid[name], default=None)
 
 
+def verb_of(config: RunConfig) -> Callable[..., Any]:
+    """Give the function that runs settings of a kind."""
+    verbs: Any = {FinetuneConfig: finetune, PromptConfig: learn_prompt, PretrainConfig: pretrain}
+    return verbs.get(type(config), in_context)
+
+
 def sweep(
     config: RunConfig, values: Mapping[str, Any], draws: int | None = None, draw_seed: int = 0, *,
     dry_run: bool = False, console: Console | None = None,
@@ -69,11 +75,7 @@ def sweep(
 
     A signal ends the sweep: the last result is that of the run it stopped.
     """
-    verbs: tuple[tuple[type, Callable[..., RunResult | None]], ...] = (
-        (PretrainConfig, pretrain), (FinetuneConfig, finetune), (PromptConfig, learn_prompt),
-    )  # fmt: skip
-    asked: Any = in_context
-    verb: Callable[..., Any] = next((v for kind, v in verbs if isinstance(config, kind)), asked)
+    verb = verb_of(config)
     output, runs = Path(config.output), dict[str, tuple[dict[str, Any], RunConfig]]()
     for given in _combinations(values, draws, draw_seed):
         one = config.with_values(given, "sweep: ")

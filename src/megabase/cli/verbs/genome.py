@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.parser import Namespace, Verb, VerbParser
@@ -88,8 +89,6 @@ def _verify(args: Namespace) -> None:
 
 def _opened(path: str) -> Genome:
     """Open a store; of FASTA none is built for this, unlike by ``Genome``."""
-    from pathlib import Path
-
     from megabase.genome.format import Metadata
     from megabase.genome.store import Genome
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,6 @@ def _packages() -> Iterator[_Row]:
 
 def _machine() -> Iterator[_Row]:
     """Say what there is to compute with."""
-    import os
-
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 

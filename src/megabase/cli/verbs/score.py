@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -276,8 +277,6 @@ def _generate(args: Namespace) -> None:
         args.output = None
     _refuse(args)
 
-    from contextlib import ExitStack
-
     from megabase.data.sources import SequenceInput, genome_store
     from megabase.inference.generation.generate import (
         GenerateOptions,
@@ -302,7 +301,7 @@ def _generate(args: Namespace) -> None:
         if args.check is not None:
             generated.append((one, provenance))
 
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         genome = None if args.check is None else stack.enter_context(genome_store(args.check))
         how = stack.enter_context(running(args, "bases"))
         if args.output is None:
@@ -322,9 +321,6 @@ def _generate(args: Namespace) -> None:
 
 def _refuse(args: Namespace) -> None:
     """Refuse options that contradict each other, before the slow imports."""
-    from pathlib import Path
-
-    from megabase.errors import OutputError
     from megabase.inference.parts import refuse_existing
 
     if args.prompt is not None and args.prompts is not None:
@@ -348,8 +344,6 @@ def _refuse(args: Namespace) -> None:
 
 def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genome: Genome) -> None:
     """Print the comparison with a genome, and keep it as JSON."""
-    from dataclasses import asdict
-
     from megabase.genome.files import write_json
     from megabase.inference.generation.checks import check_generated
 

@@ -44,9 +44,10 @@ from megabase.genome.alphabet import BASE_BITS, BASES, N, T, reverse_complement
 from megabase.genome.files import BGZF_END, atomic_file, check_output, is_stream, write_whole
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.left_out import LeftOut, Reason
+from megabase.genome.signal import bigwigs
 from megabase.genome.store import Genome
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
-from megabase.inference.parts import Provenance, Run, require_bigwig, require_suffix, write_bigwig
+from megabase.inference.parts import Provenance, Run, require_suffix, write_bigwig
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.methods import METHODS
 from megabase.inference.variants.prefix import HyenaPrefix
@@ -352,7 +353,7 @@ class _Tracks:
         if self.hub is not None:
             self.paths += [(base, self.hub / f"{base}.bw") for base in BASES]
         if self.paths:
-            require_bigwig()
+            bigwigs("writing bigWig")
         for _, path in self.paths:
             if path.exists():  # the folder of a hub need not be there
                 check_output(path, overwrite, seeks=True)

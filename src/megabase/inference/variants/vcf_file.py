@@ -62,7 +62,7 @@ def _survey(
 ) -> _Survey:  # fmt: skip
     """Read a file of variants once, against the genome, and report what can have no score."""
     contigs: dict[str, int | None] = {}
-    left_out = LeftOut(path, "record" if vcf.is_bcf(path) else "line", strict)
+    left_out = LeftOut(path, vcf.row_unit(path), strict)
     records = usable = 0
     in_order, last, position = True, None, -2
     advice = None if allow_mismatches else ", or score the rest with allow_mismatches=True"

@@ -434,10 +434,7 @@ def read_prompt(path: str | Path) -> _SavedPrompt:
                 f"{file} has format {shown(record['format'])}; this version reads {_FORMAT}: use "
                 f"the megabase that wrote it ({shown(record.get('megabase'))})"
             )
-        values = {field.name: record[field.name] for field in fields(PromptSpec)}
-        spec = build(
-            PromptSpec, {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        )
+        spec = build(PromptSpec, {field.name: record[field.name] for field in fields(PromptSpec)})
         known = {name: record[name] for name in ("model", "model_hash")}
         known |= {"folder": folder, "spec": spec, "tensors": {}, "facts": record.get("facts", {})}
         saved = build(_SavedPrompt, known)

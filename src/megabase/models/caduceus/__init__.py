@@ -138,10 +138,24 @@ _REVERSE = re.compile(r"^(.*\.mamba_)rev(\.(?:in|out)_proj\.(?:weight|bias))$")
 
 
 class _Complements:
-    """A module with a table of complements."""
+    """A module with a table of complements, whose matrix belongs to a module inside.
+
+    That has the name that checkpoints have.
+    """
 
     complement: tuple[int, ...]
     complement_map: Tensor
+    inner: str
+
+    def _hold(self, inner: nn.Module, complement: Sequence[int]) -> None:
+        self.complement = tuple(complement)
+        setattr(self, self.inner, inner)
+        cast("Any", self).register_buffer("complement_map", self.table())
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, shape (rows, D)."""
+        return getattr(self, self.inner).weight
 
     def table(self) -> Tensor:
         """Give the values of the buffer ``complement_map``."""
@@ -156,23 +170,17 @@ class _Complements:
 class _RCPSEmbedding(_Complements, nn.Embedding):
     """Embed tokens and, beside them, their complements, given for every token id.
 
-    The matrix belongs to the module ``embedding`` inside, whose name checkpoints have. To callers
-    this is an embedding, so that they can read it and change its number of rows.
+    To callers this is an embedding, so that they can read it and change its number of rows.
     """
+
+    inner = "embedding"
 
     def __init__(self, rows: int, d_model: int, complement: Sequence[int]) -> None:
         nn.Module.__init__(self)  # without a matrix of its own
         self.num_embeddings, self.embedding_dim = rows, d_model
         self.padding_idx = self.max_norm = None
         self.norm_type, self.scale_grad_by_freq, self.sparse = 2.0, False, False
-        self.complement = tuple(complement)
-        self.embedding = nn.Embedding(rows, d_model)
-        self.register_buffer("complement_map", self.table())
-
-    @property
-    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The embedding matrix, shape (rows, D)."""
-        return self.embedding.weight
+        self._hold(nn.Embedding(rows, d_model), complement)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Tensor
@@ -185,23 +193,15 @@ class _RCPSEmbedding(_Complements, nn.Embedding):
 
 
 class _RCPSHead(_Complements, nn.Linear):
-    """Token scores that turn around with the strand: ``W a + W[complement] flip(b)``.
+    """Token scores that turn around with the strand: ``W a + W[complement] flip(b)``."""
 
-    The matrix belongs to the module ``lm_head`` inside, whose name checkpoints have.
-    """
+    inner = "lm_head"
 
     def __init__(self, d_model: int, rows: int, complement: Sequence[int]) -> None:
         nn.Module.__init__(self)  # without a matrix of its own
         self.in_features, self.out_features = d_model, rows
         self.bias = None
-        self.complement = tuple(complement)
-        self.lm_head = nn.Linear(d_model, rows, bias=False)
-        self.register_buffer("complement_map", self.table())
-
-    @property
-    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The matrix W, shape (rows, D)."""
-        return self.lm_head.weight
+        self._hold(nn.Linear(d_model, rows, bias=False), complement)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, hidden_BLW: Tensor

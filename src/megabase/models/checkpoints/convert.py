@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import math
 import os
@@ -20,7 +19,7 @@ from transformers.utils import logging
 
 from megabase import __version__
 from megabase.errors import CheckpointError, MegabaseError, OutputError
-from megabase.genome.files import real_place, write_json, writing
+from megabase.genome.files import file_digest, real_place, write_json, writing
 from megabase.layers.hyena import PositionalFeatures
 from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
 from megabase.models.checkpoints.reader import ConvertedModel, Weights, read_weights
@@ -57,10 +56,7 @@ def convert_checkpoint(
     path = find_checkpoint(source)
     weights = read_weights(path, config)
     made = _model_from_weights(weights, **{k: v for k, v in overrides.items() if v is not None})
-    sums: dict[str, str] = {}
-    for file in weights.files:
-        with file.open("rb") as stream:
-            sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    sums = {file.name: file_digest(file) for file in weights.files}
     record = {"sha256": sums, "left_out": list(made.dropped)}
     tokenizer = _tokenizer(path, made.model.config)
     _save_model_folder(source, destination, made, tokenizer, record)
