@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +41,19 @@ def test_the_parser_takes_the_examples(
         program, name, *arguments = shlex.split(example)
         assert (program, name) == ("megabase", verb)
         parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [("finetune", "--head.reverse-complement"), ("icl", "--shots"), ("prompt", "--prompt.length")],
+)
+def test_help_needs_no_torch(verb: str, option: str) -> None:
+    code = (
+        "import sys; from megabase.cli.main import main\n"
+        f"try: main([{verb!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'polars'} & set(sys.modules), 'slow'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert option in done.stdout

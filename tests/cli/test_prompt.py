@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -109,15 +108,3 @@ def test_bad_input_is_one_line(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (table.parent / "run").exists()
-
-
-def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys; from megabase.cli.main import main\n"
-        "try: main(['prompt', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'transformers', 'polars'} & set(sys.modules), 'slow'"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--prompt.length" in done.stdout

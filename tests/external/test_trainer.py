@@ -9,116 +9,56 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.made_models import make
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from megabase.errors import MegabaseError
-from megabase.models.bigbird import (
-    GenomicBigBirdConfig,
-    GenomicBigBirdForMaskedLM,
-    GenomicBigBirdForSequenceClassification,
-)
-from megabase.models.caduceus import (
-    CaduceusConfig,
-    CaduceusForMaskedLM,
-    CaduceusForSequenceClassification,
-    CaduceusForTokenClassification,
-)
-from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
-from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
-from megabase.models.dnabert import (
-    DNABERTConfig,
-    DNABERTForMaskedLM,
-    DNABERTForSequenceClassification,
-)
-from megabase.models.gpt import (
-    GPTConfig,
-    GPTForCausalLM,
-    GPTForSequenceClassification,
-    GPTForTokenClassification,
-)
-from megabase.models.hyenadna import (
-    HyenaDNAConfig,
-    HyenaDNAForCausalLM,
-    HyenaDNAForSequenceClassification,
-    HyenaDNAForTokenClassification,
-)
-from megabase.models.mamba import (
-    MambaConfig,
-    MambaForCausalLM,
-    MambaForSequenceClassification,
-    MambaForTokenClassification,
-)
 
 SEQUENCES, LENGTH = 16, 60
 
-_STATE_SPACE = {"d_model": 16, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
-_SHELL = {"d_model": 16, "n_layer": 2, "embed_dropout": 0.0}
-_BERT = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-_CONFIGS: dict[str, Callable[..., Any]] = {
-    "HyenaDNA": lambda **k: HyenaDNAConfig(max_seq_len=64, attention_heads=2, **_SHELL, **k),
-    "GPT": lambda **k: GPTConfig(
-        num_heads=2, max_position_embeddings=64, attention_dropout=0.0, **_SHELL, **k
-    ),
-    "Mamba": lambda **k: MambaConfig(**_STATE_SPACE, **k),
-    "Caduceus": lambda **k: CaduceusConfig(**_STATE_SPACE, **k),
-    "DNABERT": lambda **k: DNABERTConfig(k=3, **_BERT, **k),
-    "BigBird": lambda **k: GenomicBigBirdConfig(
-        vocab_size=64, attention_type="original_full", **_BERT, **k
-    ),
-    "CNN": lambda **k: GenomicCNNConfig(max_length=LENGTH, embedding_dim=4, **k),
-    "DeepSEA": lambda **k: DeepSEAConfig(
-        channels=(4, 4, 4), kernel=3, pool=2, hidden=8, dropout=(0, 0, 0), max_length=LENGTH, **k
-    ),
+_ATTENTION_OFF = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "hyenadna": {"embed_dropout": 0.0},
+    "gpt": {"embed_dropout": 0.0, "attention_dropout": 0.0},
+    "dnabert": _ATTENTION_OFF,
+    "bigbird": {**_ATTENTION_OFF, "attention_type": "original_full"},
+    "cnn": {"max_length": LENGTH},
+    "deepsea": {"max_length": LENGTH, "kernel": 3, "pool": 2, "dropout": (0, 0, 0)},
 }
-_REGRESSION = {"num_labels": 1}
+"""Without dropout, and for inputs of this length."""
+_CLASSES = ("sequence-classification", "classes")
+_BASES = ("token-classification", "nucleotides")
 _SEVERAL = {"num_labels": 3, "problem_type": "multi_label_classification"}
-CASES: dict[str, tuple[type[PreTrainedModel], str, str, dict[str, Any]]] = {
-    "hyenadna": (HyenaDNAForCausalLM, "HyenaDNA", "tokens", {}),
-    "hyenadna attention": (HyenaDNAForCausalLM, "HyenaDNA", "tokens", {"attention_layers": [1]}),
-    "hyenadna sequences": (HyenaDNAForSequenceClassification, "HyenaDNA", "classes", {}),
-    "hyenadna regression": (
-        HyenaDNAForSequenceClassification, "HyenaDNA", "numbers", _REGRESSION,
-    ),
-    "hyenadna several labels": (
-        HyenaDNAForSequenceClassification, "HyenaDNA", "several", _SEVERAL,
-    ),
-    "hyenadna nucleotides": (HyenaDNAForTokenClassification, "HyenaDNA", "nucleotides", {}),
-    "gpt": (GPTForCausalLM, "GPT", "tokens", {}),
-    "gpt sequences": (GPTForSequenceClassification, "GPT", "classes", {}),
-    "gpt nucleotides": (GPTForTokenClassification, "GPT", "nucleotides", {}),
-    "mamba": (MambaForCausalLM, "Mamba", "tokens", {}),
-    "mamba sequences": (MambaForSequenceClassification, "Mamba", "classes", {}),
-    "mamba nucleotides": (MambaForTokenClassification, "Mamba", "nucleotides", {}),
-    "caduceus": (CaduceusForMaskedLM, "Caduceus", "tokens", {}),
-    "caduceus-ps": (CaduceusForMaskedLM, "Caduceus", "tokens", {"rcps": True}),
-    "caduceus sequences": (CaduceusForSequenceClassification, "Caduceus", "classes", {}),
-    "caduceus nucleotides": (CaduceusForTokenClassification, "Caduceus", "nucleotides", {}),
-    "dnabert": (DNABERTForMaskedLM, "DNABERT", "tokens", {}),
-    "dnabert sequences": (DNABERTForSequenceClassification, "DNABERT", "classes", {}),
-    "bigbird": (GenomicBigBirdForMaskedLM, "BigBird", "tokens", {}),
-    "bigbird sequences": (GenomicBigBirdForSequenceClassification, "BigBird", "classes", {}),
-    "cnn": (GenomicCNNForSequenceClassification, "CNN", "classes", {}),
-    "cnn twice a sigmoid": (
-        GenomicCNNForSequenceClassification, "CNN", "classes", {"double_sigmoid": True},
-    ),
-    "deepsea": (DeepSEAForSequenceClassification, "DeepSEA", "several", _SEVERAL),
+CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "hyenadna": ("hyenadna", "causal-lm", "tokens", {}),
+    "hyenadna attention": ("hyenadna", "causal-lm", "tokens", {"attention_layers": [1]}),
+    "hyenadna regression": ("hyenadna", _CLASSES[0], "numbers", {"num_labels": 1}),
+    "hyenadna several labels": ("hyenadna", _CLASSES[0], "several", _SEVERAL),
+    "gpt": ("gpt", "causal-lm", "tokens", {}),
+    "mamba": ("mamba", "causal-lm", "tokens", {}),
+    "caduceus": ("caduceus", "masked-lm", "tokens", {}),
+    "caduceus-ps": ("caduceus", "masked-lm", "tokens", {"rcps": True}),
+    "dnabert": ("dnabert", "masked-lm", "tokens", {}),
+    "bigbird": ("bigbird", "masked-lm", "tokens", {}),
+    "cnn twice a sigmoid": ("cnn", *_CLASSES, {"double_sigmoid": True}),
+    "deepsea": ("deepsea", _CLASSES[0], "several", _SEVERAL),
+    **{f"{family} sequences": (family, *_CLASSES, {})
+       for family in ("hyenadna", "gpt", "mamba", "caduceus", "dnabert", "bigbird", "cnn")},
+    **{f"{family} nucleotides": (family, *_BASES, {})
+       for family in ("hyenadna", "gpt", "mamba", "caduceus")},
 }  # fmt: skip
 
 
 def _model(case: str) -> PreTrainedModel:
-    kind, family, _, settings = CASES[case]
+    family, kind, _, settings = CASES[case]
     set_seed(1)
-    return kind(_CONFIGS[family](**settings))
+    return make(family, kind, **{**_SETTINGS.get(family, {}), **settings})
 
 
 def _rows(case: str) -> list[dict[str, Tensor]]:
@@ -197,9 +137,10 @@ def test_two_processes_are_one() -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
         "--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-        __file__, *CASES,
+        "-m", "tests.external.test_trainer", *CASES,
     ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[2]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert run.returncode == 0, run.stderr[-3000:]
     found = json.loads(run.stdout.strip().splitlines()[-1])
     for case in CASES:

@@ -7,65 +7,39 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.made_models import make
+from torch import Tensor
 
-from megabase.models.bigbird import GenomicBigBirdConfig, GenomicBigBirdForSequenceClassification
-from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
-from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
-from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
-from megabase.models.dnabert import DNABERTConfig, DNABERTForSequenceClassification
-from megabase.models.gpt import GPTConfig, GPTForCausalLM
-from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.mamba import MambaConfig, MambaForCausalLM
 from megabase.ops import backend
 
 LENGTH = 64
 
-
-def _hyena(**settings: Any) -> nn.Module:
-    shape = {"d_model": 16, "n_layer": 2, "max_seq_len": 66, "filter_order": 8}
-    return HyenaDNAForCausalLM(HyenaDNAConfig(**{**shape, **settings}))
-
-
-def _caduceus(**settings: Any) -> nn.Module:
-    return CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=2, **settings))
-
-
-def _bert(config: type, model: type, **settings: Any) -> nn.Module:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return model(config(**shape, intermediate_size=48, max_position_embeddings=64, **settings))
-
-
-SHELLS: dict[str, Callable[[], nn.Module]] = {
-    "hyena": _hyena,
-    "hyena-order-3": lambda: _hyena(hyena_order=3),
-    "hyena-two-sided": lambda: _hyena(bidirectional="two_sided"),
-    "hyena-attention": lambda: _hyena(attention_layers=[1], attention_heads=2),
-    "gpt": lambda: GPTForCausalLM(
-        GPTConfig(d_model=16, n_layer=2, num_heads=2, max_position_embeddings=66)
-    ),
+_Made = tuple[str, str, dict[str, Any]]
+SHELLS: dict[str, _Made] = {
+    "hyena": ("hyenadna", "causal-lm", {}),
+    "hyena-order-3": ("hyenadna", "causal-lm", {"hyena_order": 3}),
+    "hyena-two-sided": ("hyenadna", "causal-lm", {"bidirectional": "two_sided"}),
+    "hyena-attention": ("hyenadna", "causal-lm", {"attention_layers": [1]}),
+    "gpt": ("gpt", "causal-lm", {}),
 }
-STATE_SPACES: dict[str, Callable[[], nn.Module]] = {
-    "mamba": lambda: MambaForCausalLM(MambaConfig(d_model=16, n_layer=2)),
-    "caduceus-ph": lambda: _caduceus(rcps=False),
-    "caduceus-ph-untied": lambda: _caduceus(rcps=False, bidirectional_weight_tie=False),
-    "caduceus-ps": lambda: _caduceus(rcps=True),
-}
-OTHERS: dict[str, Callable[[], nn.Module]] = {
-    "dnabert": lambda: _bert(DNABERTConfig, DNABERTForSequenceClassification, k=3),
-    "bigbird": lambda: _bert(GenomicBigBirdConfig, GenomicBigBirdForSequenceClassification),
-    "cnn": lambda: GenomicCNNForSequenceClassification(
-        GenomicCNNConfig(max_length=LENGTH, embedding_dim=6)
+STATE_SPACES: dict[str, _Made] = {
+    "mamba": ("mamba", "causal-lm", {}),
+    "caduceus-ph": ("caduceus", "masked-lm", {"rcps": False}),
+    "caduceus-ph-untied": (
+        "caduceus", "masked-lm", {"rcps": False, "bidirectional_weight_tie": False},
     ),
-    "deepsea": lambda: DeepSEAForSequenceClassification(
-        DeepSEAConfig(channels=(6, 8, 10), hidden=12, max_length=200, num_labels=5)
-    ),
+    "caduceus-ps": ("caduceus", "masked-lm", {"rcps": True}),
+}  # fmt: skip
+OTHERS: dict[str, _Made] = {
+    **{name: (name, "sequence-classification", {}) for name in ("dnabert", "bigbird", "cnn")},
+    "deepsea": ("deepsea", "sequence-classification", {"num_labels": 5}),
 }
 
 
 def _make(name: str) -> Any:
     torch.manual_seed(0)
-    return {**SHELLS, **STATE_SPACES, **OTHERS}[name]().eval()
+    family, kind, settings = {**SHELLS, **STATE_SPACES, **OTHERS}[name]
+    return make(family, kind, **settings).eval()
 
 
 @pytest.fixture

@@ -38,10 +38,13 @@ def test_the_seven_published_shapes(name: str) -> None:
 def test_every_preset_builds_with_its_number_of_parameters(name: str) -> None:
     preset = PRESETS[name]
     family = FAMILIES[preset.family]
-    counts = {}
+    counts, config = {}, family.config_class()(**preset.config)
+    if preset.family in ("caduceus", "deepsea", "dnabert", "mamba"):
+        assert getattr(config, "max_bases", config.max_length) == preset.length
+    assert config.num_labels == (919 if preset.family == "deepsea" else 2)
     for kind, model_class in family.classes().items():
         with torch.device("meta"):
-            model = model_class(family.config_class()(**preset.config))
+            model = model_class(config)
         counts[kind] = sum(parameter.numel() for parameter in model.parameters())
     # Encoders are counted without their head, language models with it, as their papers do.
     assert preset.parameters in counts.values(), counts

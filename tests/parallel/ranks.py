@@ -23,91 +23,68 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.evaluate.log_probs import token_log_probs
-from megabase.models.caduceus import (
-    CaduceusConfig,
-    CaduceusForMaskedLM,
-    CaduceusForSequenceClassification,
-    CaduceusForTokenClassification,
-)
-from megabase.models.gpt import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
-from megabase.models.hyenadna import (
-    HyenaDNAConfig,
-    HyenaDNAForCausalLM,
-    HyenaDNAForSequenceClassification,
-    HyenaDNAForTokenClassification,
-)
-from megabase.models.mamba import MambaConfig, MambaForCausalLM, MambaForSequenceClassification
+from megabase.models.families import FAMILIES
 from megabase.parallel import context_parallel
 
 LENGTHS = (48, 61)
 """One that divides among 2, 3 and 4 processes, and one that divides among none."""
 
-OFF = dict.fromkeys(("embed_dropout", "resid_dropout", "attention_dropout"), 0.0)
+_OFF = dict.fromkeys(("embed_dropout", "resid_dropout", "attention_dropout"), 0.0)
+_MAMBA: dict[str, Any] = {"d_model": 10, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "hyenadna": {"d_model": 14, "n_layer": 2, "max_seq_len": 64, "filter_order": 8, **_OFF},
+    "gpt": {
+        "d_model": 20, "n_layer": 2, "num_attention_heads": 5, "max_position_embeddings": 64, **_OFF
+    },
+    "mamba": _MAMBA,
+    "caduceus": _MAMBA,
+}  # fmt: skip
 
-HYENA: dict[str, Any] = {"d_model": 14, "n_layer": 2, "max_seq_len": 64, "filter_order": 8}
-MAMBA: dict[str, Any] = {"d_model": 10, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
 
+def make(family: str, kind: str = "causal-lm", **fields: Any) -> nn.Module:
+    known = FAMILIES[family]
+    return known.classes()[kind](known.config_class()(**{**_SETTINGS[family], **fields}))
+
+
+hyena, gpt = partial(make, "hyenadna"), partial(make, "gpt")
+caduceus = partial(make, "caduceus", "masked-lm")
 
 DROPPING: dict[str, Callable[[], nn.Module]] = {
-    "hyena": lambda: hyena(embed_dropout=0.2, resid_dropout=0.2, hyena_dropout=0.2),
-    "gpt": lambda: gpt(embed_dropout=0.2, resid_dropout=0.2, attention_dropout=0.2),
+    "hyena": partial(hyena, embed_dropout=0.2, resid_dropout=0.2, hyena_dropout=0.2),
+    "gpt": partial(gpt, embed_dropout=0.2, resid_dropout=0.2, attention_dropout=0.2),
 }
 """Models with dropout everywhere."""
 
 SCORED = ("hyena order 2", "caduceus-ps")
 """Models whose probabilities of whole sequences are compared."""
 
-
-def hyena(**fields: Any) -> nn.Module:
-    return HyenaDNAForCausalLM(HyenaDNAConfig(**{**HYENA, **OFF, **fields}))
-
-
-def gpt(**fields: Any) -> nn.Module:
-    return GPTForCausalLM(GPTConfig(**{**GPT, **fields}))
-
-
-def mamba(**fields: Any) -> nn.Module:
-    return MambaForCausalLM(MambaConfig(**{**MAMBA, **fields}))
-
-
-def caduceus(**fields: Any) -> nn.Module:
-    return CaduceusForMaskedLM(CaduceusConfig(**{**MAMBA, **fields}))
-
-
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "hyena order 2": hyena,
-    "hyena order 3": lambda: hyena(hyena_order=3, output_activation="gelu"),
-    "hyena order 3, standalone": lambda: hyena(hyena_order=3, filter_layout="standalone"),
-    "hyena two-sided": lambda: hyena(bidirectional="two_sided", short_filter_order=4),
-    "hyena order 3 two-sided": lambda: hyena(bidirectional="two_sided", hyena_order=3),
-    "hyena published two-sided": lambda: hyena(bidirectional="published"),
-    "hyena normalized": lambda: hyena(normalized_filter=True, hyena_order=3),
-    "hyena and attention": lambda: hyena(attention_layers=[1], attention_heads=7),
+    "hyena order 3": partial(hyena, hyena_order=3, output_activation="gelu"),
+    "hyena order 3, standalone": partial(hyena, hyena_order=3, filter_layout="standalone"),
+    "hyena two-sided": partial(hyena, bidirectional="two_sided", short_filter_order=4),
+    "hyena order 3 two-sided": partial(hyena, bidirectional="two_sided", hyena_order=3),
+    "hyena published two-sided": partial(hyena, bidirectional="published"),
+    "hyena normalized": partial(hyena, normalized_filter=True, hyena_order=3),
+    "hyena and attention": partial(hyena, attention_layers=[1], attention_heads=7),
     "gpt": gpt,
-    "mamba": mamba,
+    "mamba": partial(make, "mamba"),
     "caduceus-ph": caduceus,
-    "caduceus-ph, multiplied": lambda: caduceus(
-        bidirectional_strategy="ew_multiply", bidirectional_weight_tie=False
+    "caduceus-ph, multiplied": partial(
+        caduceus, bidirectional_strategy="ew_multiply", bidirectional_weight_tie=False
     ),
-    "caduceus-ps": lambda: caduceus(rcps=True),
-    "caduceus-ps, not fused": lambda: caduceus(rcps=True, fused_add_norm=False),
+    "caduceus-ps": partial(caduceus, rcps=True),
+    "caduceus-ps, not fused": partial(caduceus, rcps=True, fused_add_norm=False),
 }
 
-GPT: dict[str, Any] = {
-    "d_model": 20, "n_layer": 2, "num_attention_heads": 5, "max_position_embeddings": 64, **OFF
-}  # fmt: skip
-
+_SEQUENCES, _BASES = "sequence-classification", "token-classification"
 LABELED: dict[str, Callable[[], nn.Module]] = {
-    "hyena": lambda: HyenaDNAForSequenceClassification(
-        HyenaDNAConfig(**HYENA, **OFF, pooling="mean")
-    ),
-    "hyena tracks": lambda: HyenaDNAForTokenClassification(HyenaDNAConfig(**HYENA, **OFF)),
-    "gpt": lambda: GPTForSequenceClassification(GPTConfig(**GPT, pooling="last")),
-    "mamba": lambda: MambaForSequenceClassification(MambaConfig(**MAMBA)),
-    "caduceus-ps": lambda: CaduceusForSequenceClassification(CaduceusConfig(**MAMBA, rcps=True)),
-    "caduceus-ph, both strands": lambda: CaduceusForTokenClassification(
-        CaduceusConfig(**MAMBA, conjoin_eval=True)
-    ),
+    "hyena": partial(hyena, _SEQUENCES, pooling="mean"),
+    "hyena tracks": partial(hyena, _BASES),
+    "gpt": partial(gpt, _SEQUENCES, pooling="last"),
+    "mamba": partial(make, "mamba", _SEQUENCES),
+    "caduceus-ps": partial(make, "caduceus", _SEQUENCES, rcps=True),
+    "caduceus-ph, both strands": partial(make, "caduceus", _BASES, conjoin_eval=True),
 }
 """Models with heads for labels, of sequences and of bases."""
 

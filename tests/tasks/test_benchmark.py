@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from tests.made_tables import write_table
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.run import _check_entry, run_benchmark
@@ -30,13 +31,7 @@ TINY = {
 
 
 def write_rows(path: Path, rows: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    lines = ["sequence,label"]
-    for i in range(rows):
-        weights = [0.1, 0.2, 0.5, 0.2] if i % 2 else [0.5, 0.2, 0.1, 0.2]
-        lines.append("".join(rng.choice(list("ACGT"), 32, p=weights)) + (",g" if i % 2 else ",a"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    write_table(path, rows, seed, 32, "sequence,label")
 
 
 @pytest.fixture

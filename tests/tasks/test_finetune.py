@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.made_tables import write_table
 
 from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig, Stage
@@ -19,18 +20,6 @@ from megabase.tasks.sweep import sweep
 from megabase.training.process import build_fabric
 
 TINY: dict[str, Any] = {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0}
-
-
-def write_table(path: Path, rows: int, seed: int, length: tuple[int, int] = (24, 25)) -> Path:
-    """Sequences rich in G (g) or in A (a)."""
-    rng = np.random.default_rng(seed)
-    lines = ["seq,label"]
-    for i in range(rows):
-        weights = [0.1, 0.2, 0.5, 0.2] if i % 2 else [0.5, 0.2, 0.1, 0.2]
-        letters = rng.choice(list("ACGT"), size=rng.integers(*length), p=weights)
-        lines.append("".join(letters) + (",g" if i % 2 else ",a"))
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture

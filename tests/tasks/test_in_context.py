@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tests.made_tables import write_table
 
 from megabase.errors import ConfigError
 from megabase.models import load_model, load_prompt
@@ -16,16 +16,6 @@ from megabase.settings import DeviceConfig, OptimConfig
 from megabase.tasks.config import InContextConfig
 from megabase.tasks.in_context import in_context
 from megabase.tasks.sweep import sweep
-
-
-def write(path: Path, rows: int, seed: int) -> str:
-    rng = np.random.default_rng(seed)
-    lines = ["sequence,label"]
-    for i in range(rows):
-        weights = [0.1, 0.2, 0.5, 0.2] if i % 2 else [0.5, 0.2, 0.1, 0.2]
-        lines.append("".join(rng.choice(list("ACGT"), size=10, p=weights)) + f",{'ag'[i % 2]}")
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
 
 
 @pytest.fixture
@@ -45,8 +35,8 @@ def model(tmp_path: Path) -> str:
 
 def settings(tmp_path: Path, model: str, **options: Any) -> InContextConfig:
     return InContextConfig(
-        train=write(tmp_path / "train.csv", 40, 0),
-        test=write(tmp_path / "test.csv", 12, 1),
+        train=write_table(tmp_path / "train.csv", 40, 0, 10, "sequence,label"),
+        test=write_table(tmp_path / "test.csv", 12, 1, 10, "sequence,label"),
         model=model,
         **{"output": str(tmp_path / "run"), **options},
         devices=DeviceConfig(accelerator="cpu", devices=1),

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tests.made_tables import write_table
 
 from megabase.errors import ConfigError, MegabaseError
 from megabase.models.auto import load_model
@@ -27,13 +27,8 @@ IDS = torch.tensor([[7, 8, 9, 10, 10, 7, 8, 8], [9, 9, 9, 7, 10, 9, 9, 8]])
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(0)
-    lines = ["seq,label"]
-    for i in range(40):
-        weights = [0.1, 0.2, 0.5, 0.2] if i % 2 else [0.5, 0.2, 0.1, 0.2]
-        lines.append("".join(rng.choice(list("ACGT"), size=24, p=weights)) + f",{'ag'[i % 2]}")
     path = tmp_path_factory.mktemp("data") / "train.csv"
-    path.write_text("\n".join(lines) + "\n")
+    write_table(path, 40, 0, 24)
     return path
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.made_tables import write_table
 
 from megabase.errors import ConfigError, MegabaseError
 from megabase.models import load_model
@@ -23,16 +23,8 @@ from megabase.tasks.sweep import sweep
 
 
 def write(path: Path, rows: int, seed: int, labels: Any, length: tuple[int, int] = (20, 25)) -> str:
-    """Sequences rich in G or in A; `labels` gives the cells of a row from the kind."""
-    rng = np.random.default_rng(seed)
-    lines = []
-    for i in range(rows):
-        weights = [0.1, 0.2, 0.5, 0.2] if i % 2 else [0.5, 0.2, 0.1, 0.2]
-        letters = rng.choice(list("ACGT"), size=rng.integers(*length), p=weights)
-        lines.append("".join(letters) + labels(i % 2))
     header = "seq,label" if labels(0).count(",") == 1 else "seq,x,y"
-    path.write_text("\n".join([header, *lines]) + "\n")
-    return str(path)
+    return write_table(path, rows, seed, length, header, labels)
 
 
 def make(folder: Path, n_layer: int = 1, scale: float = 1.0) -> str:

@@ -13,113 +13,57 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.made_models import make
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megabase.models import decoder, state_space
-from megabase.models.bigbird import (
-    GenomicBigBirdConfig,
-    GenomicBigBirdForSequenceClassification,
-)
-from megabase.models.caduceus import (
-    CaduceusConfig,
-    CaduceusForMaskedLM,
-    CaduceusForSequenceClassification,
-    CaduceusForTokenClassification,
-)
-from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
-from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
-from megabase.models.dnabert import DNABERTConfig, DNABERTForSequenceClassification
-from megabase.models.gpt import GPTConfig, GPTForCausalLM, GPTForSequenceClassification
-from megabase.models.hyenadna import (
-    HyenaDNAConfig,
-    HyenaDNAForCausalLM,
-    HyenaDNAForSequenceClassification,
-    HyenaDNAForTokenClassification,
-)
 from megabase.models.loading import inference_mode
-from megabase.models.mamba import (
-    MambaConfig,
-    MambaForCausalLM,
-    MambaForSequenceClassification,
-    MambaForTokenClassification,
-)
 from megabase.objectives.labels import NucleotideLabels, SequenceLabels
 from megabase.objectives.language import CausalLM, MaskedLM
 from megabase.training.logging import RunLog
 
 LENGTH = 24
 
-HYENA: dict[str, Any] = {"d_model": 16, "n_layer": 2, "max_seq_len": 32, "filter_order": 8}
-GPT: dict[str, Any] = {"d_model": 16, "n_layer": 1, "num_attention_heads": 2}
-MAMBA: dict[str, Any] = {"d_model": 8, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
-BERT: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-}  # fmt: skip
-
-LANGUAGE: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    "hyena": (lambda: HyenaDNAForCausalLM(HyenaDNAConfig(**HYENA)), CausalLM()),
-    "gpt": (lambda: GPTForCausalLM(GPTConfig(**GPT, max_position_embeddings=32)), CausalLM()),
-    "mamba": (lambda: MambaForCausalLM(MambaConfig(**MAMBA)), CausalLM()),
-    "caduceus-ph": (lambda: CaduceusForMaskedLM(CaduceusConfig(**MAMBA)), MaskedLM()),
-    "caduceus-ps": (lambda: CaduceusForMaskedLM(CaduceusConfig(**MAMBA, rcps=True)), MaskedLM()),
+LANGUAGE: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "hyena": ("hyenadna", {}, CausalLM()),
+    "gpt": ("gpt", {}, CausalLM()),
+    "mamba": ("mamba", {}, CausalLM()),
+    "caduceus-ph": ("caduceus", {}, MaskedLM()),
+    "caduceus-ps": ("caduceus", {"rcps": True}, MaskedLM()),
 }
 
-LABELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    "hyena": (
-        lambda: HyenaDNAForSequenceClassification(HyenaDNAConfig(**HYENA)),
-        SequenceLabels("classes"),
-    ),
+CLASSES = SequenceLabels("classes")
+LABELS: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "hyena": ("hyenadna", {}, CLASSES),
     "hyena two-sided": (
-        lambda: HyenaDNAForSequenceClassification(
-            HyenaDNAConfig(**HYENA, bidirectional="two_sided", pooling="max")
-        ),
+        "hyenadna", {"bidirectional": "two_sided", "pooling": "max"},
         SequenceLabels("classes", class_weights=[1.0, 2.0]),
     ),
-    "hyena, bases": (
-        lambda: HyenaDNAForTokenClassification(HyenaDNAConfig(**HYENA)),
-        NucleotideLabels(label_smoothing=0.1),
-    ),
-    "gpt": (
-        lambda: GPTForSequenceClassification(GPTConfig(**GPT, max_position_embeddings=32)),
-        SequenceLabels("classes"),
-    ),
-    "mamba": (
-        lambda: MambaForSequenceClassification(MambaConfig(**MAMBA)),
-        SequenceLabels("classes"),
-    ),
-    "mamba, bases": (
-        lambda: MambaForTokenClassification(MambaConfig(**MAMBA)),
-        NucleotideLabels(class_weights=[1.0, 2.0]),
-    ),
-    "caduceus-ph": (
-        lambda: CaduceusForSequenceClassification(CaduceusConfig(**MAMBA, conjoin_train=True)),
-        SequenceLabels("classes"),
-    ),
-    "caduceus-ps": (
-        lambda: CaduceusForTokenClassification(CaduceusConfig(**MAMBA, rcps=True)),
-        NucleotideLabels(),
-    ),
-    "dnabert": (
-        lambda: DNABERTForSequenceClassification(DNABERTConfig(k=3, **BERT)),
-        SequenceLabels("classes"),
-    ),
-    "bigbird": (
-        lambda: GenomicBigBirdForSequenceClassification(GenomicBigBirdConfig(**BERT)),
-        SequenceLabels("classes"),
-    ),
-    "cnn": (
-        lambda: GenomicCNNForSequenceClassification(GenomicCNNConfig(max_length=200)),
-        SequenceLabels("classes"),
-    ),
-    "deepsea": (
-        lambda: DeepSEAForSequenceClassification(
-            DeepSEAConfig(num_labels=2, channels=(4, 4, 4), hidden=8)
-        ),
-        SequenceLabels("classes"),
-    ),
-}
+    "hyena, bases": ("hyenadna", {}, NucleotideLabels(label_smoothing=0.1)),
+    "gpt": ("gpt", {}, CLASSES),
+    "mamba": ("mamba", {}, CLASSES),
+    "mamba, bases": ("mamba", {}, NucleotideLabels(class_weights=[1.0, 2.0])),
+    "caduceus-ph": ("caduceus", {"conjoin_train": True}, CLASSES),
+    "caduceus-ps": ("caduceus", {"rcps": True}, NucleotideLabels()),
+    "dnabert": ("dnabert", {}, CLASSES),
+    "bigbird": ("bigbird", {}, CLASSES),
+    "cnn": ("cnn", {"max_length": 200}, CLASSES),
+    "deepsea": ("deepsea", {}, CLASSES),
+}  # fmt: skip
+
+
+def language_model(name: str) -> tuple[Any, Any]:
+    family, settings, objective = LANGUAGE[name]
+    kind = "causal-lm" if isinstance(objective, CausalLM) else "masked-lm"
+    return make(family, kind, **settings), objective
+
+
+def labeled(name: str) -> tuple[Any, Any]:
+    family, settings, objective = LABELS[name]
+    kind = "sequence" if isinstance(objective, SequenceLabels) else "token"
+    return make(family, f"{kind}-classification", **settings), objective
 
 
 class Waits(TorchDispatchMode):
@@ -216,8 +160,7 @@ def _waits(
 
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_language_models(name: str, waits: Measure) -> None:
-    make, objective = LANGUAGE[name]
-    assert waits(make(), objective, Windows(False, None)) == ["tolist"]
+    assert waits(*language_model(name), Windows(False, None)) == ["tolist"]
 
 
 CASES: list[tuple[str, str | None]] = [
@@ -228,8 +171,7 @@ CASES: list[tuple[str, str | None]] = [
 
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_labels(name: str, side: str | None, waits: Measure) -> None:
-    make, objective = LABELS[name]
-    model: Any = make()
+    model, objective = labeled(name)
     model.base_model.padded_side = side or "right"
     found = waits(model, objective, Windows(isinstance(objective, NucleotideLabels), side))
     if name == "bigbird":  # transformers itself looks at its mask
@@ -238,8 +180,7 @@ def test_labels(name: str, side: str | None, waits: Measure) -> None:
 
 
 def test_a_mask_of_an_unknown_side_is_looked_at_on_a_cpu(waits: Measure) -> None:
-    make, objective = LABELS["hyena"]
-    found = waits(make(), objective, Windows(False, "right"))
+    found = waits(*labeled("hyena"), Windows(False, "right"))
     assert found == ["_local_scalar_dense"] * 2 + ["tolist"]
 
 
@@ -249,12 +190,11 @@ def test_but_not_on_an_accelerator(
 ) -> None:
     for module in (decoder, state_space):
         monkeypatch.setattr(module, "can_read", lambda mask: False)
-    make, objective = LABELS[name]
-    assert waits(make(), objective, Windows(False, "right")) == ["tolist"]
+    assert waits(*labeled(name), Windows(False, "right")) == ["tolist"]
 
 
 def test_inference_pads_on_the_right() -> None:
-    model: Any = LABELS["mamba"][0]()
+    model, _ = labeled("mamba")
     with inference_mode(model):
         assert model.base_model.padded_side == "right"
     assert model.base_model.padded_side is None
