@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,3 +26,13 @@ def save_tiny() -> SaveTiny:
             family(HyenaDNAConfig(**{**shape, **options})).save_pretrained(folder / name)
 
     return save
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of twenty sequences of two classes."""
+    rng = np.random.default_rng(0)
+    rows = [f"{''.join(rng.choice(list('ACGT'), size=16))},{i % 2}" for i in range(20)]
+    path = tmp_path / "x.csv"
+    path.write_text("seq,label\n" + "\n".join(rows) + "\n")
+    return path

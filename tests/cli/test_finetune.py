@@ -3,19 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from megabase.cli.main import main
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    rows = [f"{''.join(rng.choice(list('ACGT'), size=16))},{i % 2}" for i in range(20)]
-    path = tmp_path / "x.csv"
-    path.write_text("seq,label\n" + "\n".join(rows) + "\n")
-    return path
 
 
 def small(table: Path, *more: str) -> list[str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -41,17 +39,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @functools.cache
 def _fetch() -> None:
     """Put the suite of transformers on the path, where there is one."""
-    fetcher = _fetcher()
+    from tests.external import fetch
+
     # Without it the modules skip themselves with a reason.
-    with contextlib.suppress(fetcher.FetchError):
-        sys.path.append(str(fetcher.fetch()))
-
-
-def _fetcher() -> ModuleType:
-    path = Path(__file__).with_name("fetch.py")
-    spec = importlib.util.spec_from_file_location("megabase_external_fetch", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with contextlib.suppress(fetch.FetchError):
+        sys.path.append(str(fetch.fetch()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -28,6 +29,26 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(holder, name, _poisoned(getattr(holder, name)))
 
 
+@contextmanager
+def _running(instructions: str) -> Iterator[None]:
+    package = kernels.package()
+    if package is None:
+        pytest.skip(f"no kernels: {kernels.why_missing()}")
+    if instructions not in package.runnable_sets():
+        pytest.skip(f"this processor does not run {instructions}")
+    before = package.instruction_set()
+    package.use(instructions)
+    yield
+    package.use(before)
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def each_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test on the kernels of every instruction set that runs."""
+    with _running(request.param):
+        yield
+
+
 @pytest.fixture(params=["plain", "fast", "amx", "avx512bf16", "avx512", "avx2", "portable"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test on the paths in torch, and on the kernels of every instruction set that runs."""
@@ -35,13 +56,5 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
         with backend.override(request.param):
             yield request.param
         return
-    package = kernels.package()
-    if package is None:
-        pytest.skip(f"no kernels: {kernels.why_missing()}")
-    if request.param not in package.runnable_sets():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = package.instruction_set()
-    package.use(request.param)
-    with backend.override("kernels"):
+    with _running(request.param), backend.override("kernels"):
         yield request.param
-    package.use(before)

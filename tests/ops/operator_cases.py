@@ -83,3 +83,12 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "selective_scan": _scan,
 }
 """The Python functions, of tensors alone."""
+
+
+def same_with_gradients(got: Tensor, want: Tensor, inputs: list[Tensor]) -> None:
+    """Compare two results, and the gradients of a random sum of each."""
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(want)
+    ours, theirs = (torch.autograd.grad(one, inputs, weight) for one in (got, want))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -53,17 +53,6 @@ def compare(want: list[Tensor], got: list[Tensor], tolerance: float = 1e-10) -> 
         torch.testing.assert_close(other, one, atol=tolerance, rtol=tolerance)
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def _each_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    package = kernels.package()
-    if request.param not in package.runnable_sets():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = package.instruction_set()
-    package.use(request.param)
-    yield
-    package.use(before)
-
-
 def test_the_definition_by_hand() -> None:
     x = torch.tensor([1.0, 2.0, 3.0])[None, :, None]
     y = _causal_conv_reference(x, torch.tensor([[10.0, 1.0]]), torch.tensor([0.5]))
@@ -84,7 +73,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 
 @needs_kernels
-@pytest.mark.usefixtures("_each_set")
+@pytest.mark.usefixtures("each_set")
 @pytest.mark.parametrize("taps", range(1, 9))
 def test_any_number_of_taps(taps: int) -> None:
     given = make(2, 140, 21, taps)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from operator_cases import same_with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,14 +57,7 @@ def test_equals_the_reference(
     if not normed:
         inputs[1] = inputs[2] = None
     want, got = _definition(*inputs), _apply(*inputs)
-    torch.testing.assert_close(got, want)
-    weight = torch.randn_like(want)
-    for a, b in zip(
-        torch.autograd.grad(got, _tensors(inputs), weight),
-        torch.autograd.grad(want, _tensors(inputs), weight),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    same_with_gradients(got, want, _tensors(inputs))
 
 
 @pytest.mark.parametrize(("width", "inner"), [(2, 1), (33, 70), (70, 200)])
@@ -71,14 +65,7 @@ def test_equals_the_reference(
 def test_rows_and_widths_around_a_block(rows: int, width: int, inner: int) -> None:
     inputs = _inputs(rows, width=width, inner=inner)
     want, got = _definition(*inputs), _apply(*inputs)
-    torch.testing.assert_close(got, want)
-    weight = torch.randn_like(want)
-    for a, b in zip(
-        torch.autograd.grad(got, _tensors(inputs), weight),
-        torch.autograd.grad(want, _tensors(inputs), weight),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    same_with_gradients(got, want, _tensors(inputs))
 
 
 @pytest.mark.parametrize("product", [None, torch.bfloat16])

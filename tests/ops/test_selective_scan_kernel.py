@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from tests.ops import test_selective_scan as cases
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,17 +18,6 @@ from megabase.ops.selective_scan import ScanInputs, selective_scan
 pytestmark = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
 
 
-def _neighbor() -> ModuleType:
-    path = Path(__file__).with_name("test_selective_scan.py")
-    spec = importlib.util.spec_from_file_location("scan_cases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _neighbor()
 OPTIONS: tuple[str, ...] = cases.OPTIONS
 
 
@@ -42,17 +28,6 @@ def scan_kernel(
         return selective_scan(ScanInputs(**inputs), softplus=softplus, reverse=reverse)
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def _each_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    package = kernels.package()
-    if request.param not in package.runnable_sets():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = package.instruction_set()
-    package.use(request.param)
-    yield
-    package.use(before)
-
-
 def compare(arguments: dict[str, Any], tolerance: float = 1e-10, **more: Any) -> None:
     want = cases.run(cases.scan_reference, arguments, **more)
     got = cases.run(scan_kernel, arguments, **more)
@@ -60,7 +35,7 @@ def compare(arguments: dict[str, Any], tolerance: float = 1e-10, **more: Any) ->
         torch.testing.assert_close(other, one, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.usefixtures("_each_set")
+@pytest.mark.usefixtures("each_set")
 @pytest.mark.parametrize("length", [1, 2, 63, STEPS, 1000])
 @pytest.mark.parametrize(("channels", "states"), [(5, 4), (19, 16), (3, 9)])
 def test_values_and_gradients_are_the_sequential_ones(
@@ -96,7 +71,7 @@ def test_without_any_option_and_without_softplus() -> None:
     compare(arguments, softplus=False)
 
 
-@pytest.mark.usefixtures("_each_set")
+@pytest.mark.usefixtures("each_set")
 def test_single_precision_is_as_exact_as_the_reference() -> None:
     wide = cases.make(2, 300, 20, 16)
     narrow = {name: t.detach().float().requires_grad_() for name, t in wide.items()}
@@ -178,7 +153,7 @@ def test_large_steps_forget_and_do_not_overflow() -> None:
     compare(arguments, tolerance=1e-3)
 
 
-@pytest.mark.usefixtures("_each_set")
+@pytest.mark.usefixtures("each_set")
 def test_not_a_number_stays_visible() -> None:
     arguments = {name: t.detach() for name, t in cases.make(1, 12, 3, 16).items()}
     arguments["delta"][0, 5, 1] = float("nan")
