@@ -261,9 +261,7 @@ def _published_settings(weights: reader.Weights) -> dict[str, Any]:
         settings["bidirectional"] = "published" if settings["bidirectional"] else "none"
     config = weights.config or {}
     if config.get("model_type") is not None:
-        fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(
-            reader.LABEL_KEYS
-        )
+        fields = {*reader.LABEL_KEYS, *(one.name for one in dataclasses.fields(HyenaDNAConfig))}
         settings |= {name: value for name, value in config.items() if name in fields}
         if "pooling" not in config:  # written by the published port, not by us
             settings["pooling"] = "hf"
