@@ -78,7 +78,8 @@ class Tables:
         )
         for suite, task in dict.fromkeys((line["suite"], line["task"]) for line in self.lines):
             head, rows, notes = self.of(suite, task)
-            parts += [f"## {suite}: {task}", _markdown(head, rows)]
+            table = (f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+            parts += [f"## {suite}: {task}", "\n".join(table)]
             parts.append("\n".join(f"- {note}" for note in notes))
         return "\n\n".join(parts) + "\n"
 
@@ -157,12 +158,6 @@ def _published(record: _Record) -> _Record | None:
         if fitting:
             return (same or fitting)[0]
     return None
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table as Markdown, without a last line break."""
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _cell(value: float | None, form: str = ".3f") -> str:

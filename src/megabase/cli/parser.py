@@ -192,7 +192,8 @@ class VerbParser(ArgumentParser):
                 help_hint = help_hint.replace(" --help", f" {wanted[0].split('.')[0]} --help")
             verb = "is" if len(missing) == 1 else "are"
             recipe = " (as flags or in the recipe of --config)" if names else ""
-            return f"{_listed(missing)} {verb} missing{recipe}; {help_hint}"
+            text = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+            return f"{text} {verb} missing{recipe}; {help_hint}"
         if match := re.search(r'[Kk]ey "([\w.]+)" is required', text):
             return f"{match[1]} is missing; give it in the recipe or as {self._written(match[1])}"
         if match := re.search(r'expected "\w+" to be one of \{([\w,]+)\}', text):
@@ -391,10 +392,6 @@ def _typed(action: argparse.Action) -> str:
         return next((o for o in action.option_strings if o[:2] == "--"), action.option_strings[0])
     name = action.metavar or action.dest.upper()
     return name if isinstance(name, str) else name[0]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _nearest(found: str, names: list[str], dashes: str = "") -> str:

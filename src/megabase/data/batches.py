@@ -165,7 +165,10 @@ class LabeledBatches:
             reverse = coins < self._draw.reverse_probability
         if self._both:
             rows, reverse = np.tile(rows, 2), np.repeat([False, True], len(rows))
-        starts = self._starts(stream, indices, rows)
+        starts = np.zeros(len(rows))  # where in its row each segment begins: 0 first, to 1 last
+        if self._draw.crop < 1:
+            draws = Draws(self._draw.seed, stream, _CROP)
+            starts = np.resize(draws.floats(indices), len(rows))
         sources = {False: self._rows, True: self._reverse or self._rows}
         places = list(zip(rows.tolist(), reverse.tolist(), starts.tolist(), strict=True))
         ids = [self._segment(sources[t].row(row), start)[:length] for row, t, start in places]
@@ -201,12 +204,6 @@ class LabeledBatches:
 
     def _read_of(self, lengths: _Ints) -> _Ints:
         return np.ceil(lengths * self._draw.crop).astype(np.int64)
-
-    def _starts(self, stream: int, indices: _Ints, rows: _Ints) -> npt.NDArray[np.float64]:
-        """Draw where in its row each segment begins: 0 first, to 1 last."""
-        if self._draw.crop == 1:
-            return np.zeros(len(rows))
-        return np.resize(Draws(self._draw.seed, stream, _CROP).floats(indices), len(rows))
 
     def _segment(self, values: npt.NDArray[Any], start: float) -> npt.NDArray[Any]:
         read = int(self._read_of(np.array(len(values))))

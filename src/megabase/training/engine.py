@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor
 from megabase.data.hashing import FIRST, GOLDEN, SECOND, mix_word
 from megabase.errors import NotFiniteError, RunError
 from megabase.objectives.base import Batch, Objective
-from megabase.settings import OptimConfig, TrainConfig
+from megabase.settings import TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate, prefetched
 from megabase.training.logging import RunLog, perplexity
@@ -87,7 +87,12 @@ def fit(
     progress = _restore(run, model, optimizer, config, fabric)
     first, total = progress.step, schedule.total_steps
     scaled = config.precision == "fp16-mixed"
-    requests = _requests(schedule, first, reader)
+    points = map(schedule.at, range(first, total))
+    requests = (  # of every micro-batch of this reader, in order
+        (point.stage, indices, point.length)
+        for point in points
+        for indices in _shares(point, reader, schedule.world)
+    )
     signal: int | None = None
     fabric.barrier()
 
@@ -112,7 +117,9 @@ def fit(
             added["grad_norm"] = _clip(model, optimizer, config, fabric)
             # The step's one wait for the device: whether to step is decided on the host.
             sums = dict(zip(added, torch.stack(list(added.values())).tolist(), strict=True))
-            lr, norm = _set_lr(optimizer.optimizer, step, config.optim, total), sums["grad_norm"]
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step, config.optim, total, base_lr=group["base_lr"])
+            lr, norm = lr_at(step, config.optim, total), sums["grad_norm"]
             loss = sums["loss"] / sums["count"] if sums["count"] else 0.0
             usable = math.isfinite(loss) and math.isfinite(norm)
             # A scaler of float16 has to see every step: it skips those that overflow itself.
@@ -193,13 +200,6 @@ def _set_up(
     return model, optimizer
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig, total: int) -> float:
-    """Give every group its learning rate for a step; return the rate of ``config.lr`` itself."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr_at(step, config, total, base_lr=group["base_lr"])
-    return lr_at(step, config, total)
-
-
 def _restore(
     run: Path,
     model: _FabricModule,
@@ -221,16 +221,6 @@ def _bare(model: _FabricModule) -> nn.Module:
     """Give the module as the strategy wrapped it, without Fabric's and the compiler's shells."""
     inner: Any = model._forward_module
     return getattr(inner, "_orig_mod", inner)
-
-
-def _requests(
-    schedule: LengthSchedule, first: int, reader: int
-) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Yield (stage, window numbers, length) of every micro-batch of this reader, in order."""
-    for step in range(first, schedule.total_steps):
-        point = schedule.at(step)
-        for indices in _shares(point, reader, schedule.world):
-            yield point.stage, indices, point.length
 
 
 def _shares(point: StagePoint, reader: int, readers: int) -> list[np.ndarray]:

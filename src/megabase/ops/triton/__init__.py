@@ -64,15 +64,13 @@ def launch(
         )
     if 0 in grid:
         return
-    arguments = [_real(t) if isinstance(t, Tensor) else t for t in (*reads, *writes)]
+    arguments = [  # complex numbers as pairs, the only way kernels take them
+        torch.view_as_real(t) if isinstance(t, Tensor) and t.is_complex() else t
+        for t in (*reads, *writes)
+    ]
     # Triton launches on the device that is current, which need not be that of the tensors.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, *numbers, num_warps=warps, enable_fp_fusion=True, **constants)
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """Give complex numbers as pairs, the only way kernels take them."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def blocks(count: int, size: int) -> int:

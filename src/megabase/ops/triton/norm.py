@@ -95,12 +95,6 @@ def _add_norm_backward(
     tl.store(own + width, tl.sum(db, 0), inside)
 
 
-def _tile(width: int) -> tuple[int, int]:
-    """Give rows and channels of a tile."""
-    columns = power(width, 16)
-    return max(1, _TILE // columns), columns
-
-
 def add_norm(
     given: Sequence[Tensor | None], weights: NormWeights, found: Sequence[Tensor], kind: NormKind
 ) -> None:
@@ -111,7 +105,8 @@ def add_norm(
     """
     weight, bias, eps = weights
     width = weight.shape[0]
-    rows, (each, columns) = found[0].numel() // width, _tile(width)
+    rows, columns = found[0].numel() // width, power(width, 16)
+    each = max(1, _TILE // columns)
     options = {"RMS": kind.rms, "STRANDS": kind.strands, "SWAP": kind.swap}
     tile = {"R": each, "D": columns}
     programs = blocks(rows, each)
