@@ -9,7 +9,7 @@ from harness import Case, covers
 from shell_cases import Results, ids, load_weights, run
 from torch import Tensor, nn
 
-from kinds.mamba import mixer_settings
+from kinds.mamba import settings
 from megabase.layers.mamba import add_norm
 from megabase.layers.pooling import pool
 from megabase.models.caduceus import (
@@ -23,14 +23,7 @@ from megabase.models.mamba import MambaConfig, MambaForCausalLM
 def _config(case: Case, **more: Any) -> CaduceusConfig:
     config = case.config
     return CaduceusConfig(
-        vocab_size=config["vocab_size"],
-        pad_vocab_size_multiple=config["pad_vocab_size_multiple"],
-        d_model=config["d_model"],
-        n_layer=config["n_layer"],
-        ssm_cfg=mixer_settings(config),
-        rms_norm=config["rms_norm"],
-        norm_epsilon=config["norm_eps"],
-        residual_in_fp32=config["residual_in_fp32"],
+        **settings(config),
         fused_add_norm=config["fused_add_norm"],
         bidirectional=config["bidirectional"],
         bidirectional_strategy=config["bidirectional_strategy"],

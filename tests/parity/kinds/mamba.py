@@ -13,16 +13,15 @@ from torch.nn import functional as F
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
 
 
-def mixer_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Translate the plain names of a case into ``ssm_cfg``."""
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Translate the plain names of a case, those that Mamba and Caduceus share."""
     assert config["d_inner"] == config["expand"] * config["d_model"]
+    same = ("vocab_size", "pad_vocab_size_multiple", "d_model", "n_layer", "rms_norm")
+    mixer = ("d_state", "d_conv", "expand", "dt_rank", "conv_bias")
     return {
-        "d_state": config["d_state"],
-        "d_conv": config["d_conv"],
-        "expand": config["expand"],
-        "dt_rank": config["dt_rank"],
-        "conv_bias": config["conv_bias"],
-        "bias": config["proj_bias"],
+        **{name: config[name] for name in (*same, "residual_in_fp32")},
+        "norm_epsilon": config["norm_eps"],
+        "ssm_cfg": {**{name: config[name] for name in mixer}, "bias": config["proj_bias"]},
     }
 
 
@@ -30,17 +29,7 @@ def mixer_settings(config: dict[str, Any]) -> dict[str, Any]:
 def mamba_lm(case: Case) -> None:
     config = case.config
     model = MambaForCausalLM(
-        MambaConfig(
-            vocab_size=config["vocab_size"],
-            pad_vocab_size_multiple=config["pad_vocab_size_multiple"],
-            d_model=config["d_model"],
-            n_layer=config["n_layer"],
-            ssm_cfg=mixer_settings(config),
-            rms_norm=config["rms_norm"],
-            norm_epsilon=config["norm_eps"],
-            residual_in_fp32=config["residual_in_fp32"],
-            tie_word_embeddings=config["tie_embeddings"],
-        )
+        MambaConfig(**settings(config), tie_word_embeddings=config["tie_embeddings"])
     )
     load_weights(model, case.weights, "")
     tokens, labels = ids(case), ids(case, "labels")
