@@ -196,7 +196,7 @@ class FilterSpectra:
 
     @staticmethod
     def blocks(batch: int, channels: int, rows: int) -> tuple[list[slice], list[slice]]:
-        """Cut batch and channels into blocks of about so many rows, channels first."""
+        """Cut batch and channels into blocks of about `rows` transforms, channels first."""
         per_channel = max(1, min(channels, rows))
         per_batch = max(1, rows // per_channel)
         return (
