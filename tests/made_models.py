@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from transformers import PreTrainedModel
+
 from megabase.models.families import FAMILIES
 
 _DECODER: dict[str, Any] = {"d_model": 16, "n_layer": 2}
@@ -29,3 +32,9 @@ def make(family: str, kind: str, **settings: Any) -> Any:
     """Make a model of a kind (:data:`megabase.models.families.KINDS`); settings are added."""
     known = FAMILIES[family]
     return known.classes()[kind](known.config_class()(**{**SETTINGS[family], **settings}))
+
+
+needs_name = pytest.mark.skipif(
+    not hasattr(PreTrainedModel, "activation_checkpointing_enable"),
+    reason="transformers before 5.23 says gradient_checkpointing",
+)

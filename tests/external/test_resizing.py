@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.made_models import needs_name
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -48,7 +49,10 @@ def test_a_resized_model_is_saved_and_loaded(
     model.save_pretrained(tmp_path)
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
-    assert torch.equal(loaded(IDS).logits, want)
+    kept = model.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in loaded.state_dict().items())
+    # Not to the bit: torch 2.8 sums 19 columns otherwise where a file put them in memory.
+    torch.testing.assert_close(loaded(IDS).logits, want, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("gone", ["freq", "word_embeddings"])
@@ -78,6 +82,7 @@ def test_hidden_vectors_are_as_wide_as_the_configuration_says(family: str) -> No
     assert "hidden_size" not in model.config.to_json_string()
 
 
+@needs_name
 @pytest.mark.parametrize("family", MODELS)
 def test_blocks_are_what_the_library_checkpoints(family: str) -> None:
     model = MODELS[family]()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.made_models import make
+from tests.made_models import make, needs_name
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -120,6 +120,7 @@ def test_accumulating_is_one_batch(case: str) -> None:
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
+@needs_name
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 @pytest.mark.parametrize("case", ["hyenadna", "gpt", "mamba", "caduceus", "caduceus-ps"])
 @pytest.mark.parametrize("reentrant", [False, True])

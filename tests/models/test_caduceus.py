@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.made_models import needs_name
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -343,6 +344,7 @@ def test_conjoined_strands_may_both_be_padded_on_the_left() -> None:
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
 
 
+@needs_name
 @pytest.mark.parametrize("kind", KINDS)
 def test_recomputed_activations_give_the_same_gradients(kind: str) -> None:
     model = build(**KINDS[kind]).train()

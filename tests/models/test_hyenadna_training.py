@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.made_models import needs_name
 from torch import Tensor, nn
 
 from megabase.models.base import checkpoint_activations
@@ -131,6 +132,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert not any(name.endswith(("filter_fn.bias", "freq")) for name in names)
 
 
+@needs_name
 @pytest.mark.parametrize("through", ["method", "config"])
 def test_activation_checkpointing_changes_neither_names_nor_gradients(through: str) -> None:
     plain = _model().train()
@@ -176,7 +178,7 @@ def test_dropout_acts_in_training_only_and_survives_checkpointing() -> None:
     model = _model(embed_dropout=0.3, resid_dropout=0.2, hyena_dropout=0.1).train()
     torch.manual_seed(7)
     want = _gradients(model)
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     torch.manual_seed(7)
     got = _gradients(model)
     for name, gradient in got.items():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.made_models import needs_name
 from torch import Tensor
 
 from megabase.errors import CheckpointError, ConfigError
@@ -158,6 +159,7 @@ def test_labels_are_shifted_and_minus_100_takes_no_part(model: MambaForCausalLM)
     torch.testing.assert_close(output.loss, want)
 
 
+@needs_name
 def test_recomputed_activations_give_the_same_gradients() -> None:
     torch.manual_seed(2)
     model = MambaForCausalLM(small()).train()

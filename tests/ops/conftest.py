@@ -17,7 +17,8 @@ def _poisoned(make: Any) -> Any:
     def poisoned(*args: Any, **kwargs: Any) -> Tensor:
         tensor = make(*args, **kwargs)
         if tensor.is_floating_point() or tensor.is_complex():
-            tensor.fill_(float("nan"))
+            with torch.no_grad():  # torch itself makes empty leaves
+                tensor.fill_(float("nan"))
         return tensor
 
     return poisoned

@@ -92,7 +92,7 @@ def can_read(mask: Tensor) -> bool:
 
 def function_of(module: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Give a linear map or LayerNorm as a function, with its weights where it is :func:`bare`."""
-    if not bare(module, device=device) or not isinstance(module, nn.Linear | nn.LayerNorm):
+    if not bare(module, device=device) or not isinstance(module, (nn.Linear, nn.LayerNorm)):
         return module
     weights: dict[str, Any] = {"weight": module.weight, "bias": module.bias}
     if isinstance(module, nn.Linear):

@@ -47,8 +47,8 @@ def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off: operators choose their dtypes themselves."""
     kind = like.device.type
-    available = torch.amp.autocast_mode.is_autocast_available(kind)  # not of the meta device
-    on = available and torch.is_autocast_enabled(kind)
+    # The meta device has none; asking torch which have breaks the graph of its compiler in 2.8.
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.autocast(device_type=kind, enabled=False) if on else nullcontext()
 
 
@@ -179,7 +179,7 @@ class Arguments:
         problems: list[str] = []
         tensors: list[tuple[str, Tensor]] = []
         for key, value in given.items():
-            several = isinstance(value, list | tuple)
+            several = isinstance(value, (list, tuple))  # torch 2.8 compiles no unions
             for i, one in enumerate(value if several else [value]):
                 if isinstance(one, Tensor):
                     name, parts = f"{key}[{i}]" if several else key, self.shapes[key]
@@ -200,7 +200,8 @@ class Arguments:
         given: dict[str, Any], problems: list[str],
     ) -> None:  # fmt: skip
         shape = tensor.shape
-        wanted = next((one for one in possible if one.may_be(shape)), None)
+        fitting = [one for one in possible if one.may_be(shape)]
+        wanted = fitting[0] if fitting else None  # nor next() with a default
         fits = wanted is not None
         if wanted is not None:
             ends = shape[len(shape) - len(wanted.sizes) :]
@@ -454,7 +455,7 @@ def _kind(value: Any) -> Any:
     """Give what a check looks at."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device, value.layout
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return tuple([_kind(one) for one in value])
     return value
 

@@ -54,7 +54,7 @@ class _Inputs(NamedTuple):
     def part(self, at: slice) -> _Inputs:
         """Give the inputs of some positions."""
         step, v, B, C = (t[:, at] for t in (self.step, self.v, self.B, self.C))
-        return self._replace(step=step, v=v, B=B, C=C)
+        return _Inputs(step, v, self.A, B, C, self.initial)
 
     def decays(self) -> Tensor:
         """Give the decay at every position, (B, T, N, E)."""

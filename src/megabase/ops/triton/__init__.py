@@ -7,13 +7,15 @@ Block sizes stand in tables: nothing is tuned while a model runs.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
@@ -24,11 +26,21 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Dtypes of tensors that the kernels take; others are left to the fast path."""
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 """Whether kernels run as numpy on the CPU, as Triton decides when it is imported."""
-_why = (
-    None
-    if importlib.util.find_spec("triton") is not None
-    else "triton is not installed (pip install 'megabase[triton]', on Linux)"
-)
+_OLDEST = "3.4"  # what the extra asks for: before, other things interpret and compile kernels
+
+
+def _lacking() -> str | None:
+    how = "(pip install 'megabase[triton]', on Linux)"
+    if importlib.util.find_spec("triton") is None:
+        return f"triton is not installed {how}"
+    with suppress(importlib.metadata.PackageNotFoundError):  # torch for ROCm names it otherwise
+        found = importlib.metadata.version("triton")
+        if Version(found) < Version(_OLDEST):
+            return f"triton {found} is older than {_OLDEST} {how}"
+    return None
+
+
+_why = _lacking()
 # What a launch on fake tensors shows to counters of operations: one call that touches its tensors.
 _library = torch.library.Library("megabase_triton", "DEF")
 _library.define("launch(str kernel, Tensor[] reads, Tensor[] writes) -> ()")
