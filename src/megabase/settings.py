@@ -530,13 +530,15 @@ class HeadConfig(Settings):
     scale: Literal["linear", "log1p"] = "linear"
     """log1p: the logarithm of one more than a number is learned; predictions and metrics are in the
     unit of the data."""
-    reverse_complement: float = 0.0
-    """Probability that a training sequence is read as its reverse complement."""
+    reverse_complement: float | None = None
+    """Probability that a training sequence is read as its reverse complement; null: 0.5, or 0 where
+    the training rows show that their direction matters, as those of promoters do."""
     crop: float = 1.0
     """Share of every training sequence that is read, from a start drawn anew in each epoch;
     validation and test read the whole. Not with special tokens."""
-    strand_average: bool = False
-    """Validate and test on the mean of the outputs for both strands."""
+    strand_average: bool | None = None
+    """Validate and test on the mean of the outputs for both strands; null: where training reads
+    both."""
 
     _prefix = "head."
     _limits: ClassVar = {

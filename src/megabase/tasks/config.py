@@ -337,7 +337,7 @@ class PromptConfig(LabeledConfig):
     """Model to prompt: a model folder, a run folder, a Hub name, or default."""
     prompt: PromptSettings = field(default_factory=PromptSettings)
     """The prompt."""
-    head: HeadConfig = field(default_factory=lambda: HeadConfig(reverse_complement=0.5))
+    head: HeadConfig = field(default_factory=HeadConfig)
     """Pooling of the head, padding, strands and loss."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
     """Optimizer and learning rate."""

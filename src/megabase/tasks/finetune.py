@@ -24,6 +24,7 @@ from torch import nn
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.labeled import IGNORED, LabeledSequences, Ragged
 from megabase.data.leaks import leak_hint
+from megabase.data.strands import ONE_STRAND, oriented
 from megabase.errors import ConfigError, InputError
 from megabase.evaluate import metrics
 from megabase.genome import alphabet
@@ -65,9 +66,11 @@ class LabeledRun:
     """
 
     def __init__(self, config: LabeledConfig, start: StartConfig, task: str | None = None) -> None:
-        self._config, self.start = config, start
-        self.splits = read_splits(config)
+        self.start, self.splits = start, read_splits(config)
         self.train = self.splits["train"]
+        self._config, self._strands = _choose_strands(config, self.train)
+        self.head = self._config.head
+        """Settings of the head, with what the rows decide."""
         self.units = _units_of(config, self.splits)
         kind = self.train.kind
         names = list(config.metrics or metrics.default_metrics(kind))
@@ -78,7 +81,7 @@ class LabeledRun:
         self.names = tuple(names)
         self.family, self.tokens = build_encoder(
             start,
-            config.head,
+            self.head,
             task or HEADS[kind][0],
             lambda: (alphabet.decode(self.train.sequence(i)) for i in range(len(self.train))),
             per_base=kind in ("nucleotides", "tracks"),
@@ -90,7 +93,7 @@ class LabeledRun:
 
     def tokenize(self, limit: int | None = None) -> None:
         """Make the tokens of every split and strand; `limit` is the model's longest input."""
-        table, head = self._config.table, self._config.head
+        table, head = self._config.table, self.head
         bases = table.max_length
         room = self.tokens.room(limit) if limit is not None and table.truncate else None
         if room is not None:
@@ -122,7 +125,7 @@ class LabeledRun:
 
         `label_tokens` is the loss of an answer by label tokens; None for a head.
         """
-        config, splits, head = self._config, self.splits, self._config.head
+        config, splits, head = self._config, self.splits, self.head
         base: Any = getattr(model, "model", model).base_model  # of a soft prompt: the frozen one
         base.padded_side = head.padding
         double = bool(getattr(model.config, "double_sigmoid", False))
@@ -140,7 +143,7 @@ class LabeledRun:
             )
         lines = [
             *first_lines, _label_line(self.train, self.units), *split_lines(splits),
-            f"lengths     {lengths}",
+            f"lengths     {lengths}", self._strands,
         ]  # fmt: skip
         if trains:
             lines += [
@@ -173,7 +176,7 @@ class LabeledRun:
         )  # fmt: skip
 
     def _batches(self) -> dict[str, LabeledBatches]:
-        config, head = self._config, self._config.head
+        config, head = self._config, self.head
         return {
             name: LabeledBatches(
                 self.rows[name, False],
@@ -243,6 +246,29 @@ class LabeledRun:
             )
         measure = answer_metrics(names, split, label_tokens.label_ids)
         return EvalSet(objective=label_tokens, metrics=measure, **common)
+
+
+def _choose_strands(config: LabeledConfig, train: LabeledSequences) -> tuple[LabeledConfig, str]:
+    """Decide how strands are used where the settings leave it open, and say so."""
+    head, why = config.head, ""
+    share, average = head.reverse_complement, head.strand_average
+    if share is None:
+        found = oriented(train)
+        one = config.genome.strand != "either" or found >= ONE_STRAND
+        share = 0.0 if one else 0.5
+        why = f" (k-mers of the two strands differ by {found:.1%})"
+        if config.genome.strand != "either":
+            why = f" (genome.strand is {config.genome.strand})"
+    average = share > 0 if average is None else average
+    line = (
+        "strands     "
+        + (f"{share:.0%} of the training rows reversed" if share else "training rows as they are")
+        + ("; answers are means of both strands" if average else "")
+        + why
+    )
+    return replace(
+        config, head=replace(head, reverse_complement=share, strand_average=average)
+    ), line
 
 
 def _units_of(config: LabeledConfig, splits: Mapping[str, LabeledSequences]) -> Units | None:
@@ -454,7 +480,7 @@ def _plan(config: FinetuneConfig, fabric: Fabric) -> Plan:
     torch.manual_seed(config.seed)
     kind, classes = run.train.kind, run.train.classes
     model: Any = build_classifier(
-        start, config.head, lora, run.family, kind, classes, run.tokens, run.longest
+        start, run.head, lora, run.family, kind, classes, run.tokens, run.longest
     )
     vars(model.config).pop("units", None)  # of the run that the weights come from
     if run.units is not None:

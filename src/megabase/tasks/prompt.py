@@ -56,8 +56,8 @@ def _conclude(config: PromptConfig, done: Done) -> RunResult:
 
 
 def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
-    head = config.head
     run = LabeledRun(config, StartConfig(model=config.model), "sequence-classification")
+    head = run.head
     if run.family not in prompt.PROMPTED_FAMILIES:
         raise ModelError(
             f"{config.model} is of the family {run.family}, which cannot read a soft prompt; the "
