@@ -126,8 +126,10 @@ class EmbedOptions(RunOptions, total=False):
 
     layer: int
     """0 for the token embedding, k for block k, negative from the last (default: the last)."""
-    pooling: Literal["mean", "max", "sum", "first", "last", "none"]
-    """Over the positions of a sequence; none, for files, keeps every base (default: mean)."""
+    pooling: Literal["mean", "max", "sum", "first", "last", "all", "none"]
+    """Over the positions of a sequence; all: mean, maximum and deviation of every layer and of the
+    units of its MLP side by side, for linear models; none, for files, keeps every base (default:
+    mean)."""
     long: Literal["error", "chunks", "published"]
     """Sequences longer than the model reads: error, chunks (pooled over all positions) or published
     (plain mean of the pieces) (default: error)."""

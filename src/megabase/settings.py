@@ -122,8 +122,15 @@ class Settings:
         if lacking and base is None:
             what = ", ".join(lacking)
             raise ConfigError(f"{where}expected {what}, which the recipe does not give")
+
+        def known_part(name: str) -> Any:  # what a group of settings is where it is not given
+            if base is not None:
+                return getattr(base, name)
+            factory = known[name].default_factory
+            return None if factory is MISSING else factory()
+
         made = {
-            name: _value(hints[name], value, where, f"{group}{name}", base and getattr(base, name))
+            name: _value(hints[name], value, where, f"{group}{name}", known_part(name))
             for name, value in values.items()
         }
         return cls(**made) if base is None else replace(base, **made)
@@ -216,9 +223,10 @@ class Stage(Settings):
 class OptimConfig(Settings):
     """The optimizer and its learning-rate schedule."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon"] | None = "adamw"
     """adamw, or muon: matrices of the layers by orthogonalized momentum, the rest by AdamW, both
-    with the rate of AdamW."""
+    with the rate of AdamW. null: muon where such matrices are trained and devices hold them whole,
+    else adamw."""
     lr: float = 6e-4
     """Highest learning rate."""
     weight_decay: float = 0.1
@@ -262,7 +270,7 @@ class OptimConfig(Settings):
 
     def __str__(self) -> str:
         """Name the optimizer with its rate and decay, as the lines about a run do."""
-        name = {"adamw": "AdamW", "muon": "Muon and AdamW"}[self.name]
+        name = "AdamW" if self.name == "adamw" else "Muon and AdamW"
         return f"{name}, lr {self.lr:g} ({self.schedule}), weight decay {self.weight_decay:g}"
 
 

@@ -16,6 +16,7 @@ from megabase.tasks.config import TableConfig
 Protocol = Literal["holdout", "cv5", "kfold", "published"]
 _KMER_WORDS = (4, 5, 6)
 """k of the baseline kmer: shorter ones know little, longer ones need more rows than there are."""
+_EMBEDDED = ":embeddings"  # behind the name of a model
 _SEEDS = {"cv5": (1, 2, 3, 4, 5)}
 """Seeds of protocols that have seeds of their own: the five splits that Caduceus publishes."""
 
@@ -28,7 +29,8 @@ class ModelEntry(Settings):
     """Name in the table."""
     start: str
     """default, scratch (the shape of default, fresh weights), START:scratch, a family, a preset, a
-    run or model folder, a Hub name; or the baseline kmer (kmer:5 counts words of up to 5)."""
+    run or model folder, a Hub name; or, without training of a network, kmer (kmer:5 counts words of
+    up to 5), overlap, or START:embeddings (a linear model over what a frozen model says)."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning by dotted name, such as optim.lr; and warmup, a list of lengths
     that are trained before the full one, for half of the epochs in all."""
@@ -54,9 +56,14 @@ class ModelEntry(Settings):
         return (int(found[1]),) if found else None
 
     @property
+    def embedded(self) -> str | None:
+        """The model whose embeddings a linear model reads (default:embeddings); None for others."""
+        return self.start.removesuffix(_EMBEDDED) if self.start.endswith(_EMBEDDED) else None
+
+    @property
     def is_baseline(self) -> bool:
-        """Whether it is a baseline without a network: kmer, kmer:5 or overlap."""
-        return self.start == "overlap" or self.words is not None
+        """Whether no network is trained: kmer, kmer:5, overlap, default:embeddings."""
+        return self.start == "overlap" or self.words is not None or self.embedded is not None
 
     def model_fields(self) -> dict[str, Any]:
         """Give the fields of the fine-tuning settings that say what the model is.

@@ -28,10 +28,12 @@ from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.rows import Splitter, Unit
 from megabase.benchmarking.suites import RECORD_FORMAT, SUITES, Suite, Task, choose_tasks
 from megabase.data.labeled import LabeledSequences
+from megabase.data.strands import ONE_STRAND, oriented
 from megabase.errors import ConfigError, InputError, MissingDependencyError, RunError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_baseline
 from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
+from megabase.inference.embedding import Embedder
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.finetune import finetune
 from megabase.tasks.labeled_data import digest, hash_of, start_record
@@ -46,8 +48,9 @@ if TYPE_CHECKING:
 _RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
 """One YAML file for each suite: task (or ``*``: all), then variant, then settings of fine-tuning
 and lines ``source`` (where they come from) and ``for`` (which models they are for)."""
-_DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
+_DEFAULTS: dict[str, Any] = {"log_every": 50}
 """What every model takes when nothing else is said, beside the defaults of fine-tuning."""
+_WARMED_EPOCHS = 10.0  # epochs of a run with warm-up lengths that names none
 _NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
 """Fields of fine-tuning that the sweep itself fills in: a recipe cannot."""
 
@@ -208,7 +211,7 @@ def _warm_up(settings: dict[str, Any], length: int) -> None:
     shorter = sorted({int(w) for w in wanted if int(w) < length})
     if not shorter or "stages" in settings:
         return
-    half = float(settings["epochs"]) / 2
+    half = float(settings.get("epochs") or _WARMED_EPOCHS) / 2
     shares = [(w, half / len(shorter)) for w in shorter]
     settings["stages"] = [
         {"length": w, "epochs": epochs, "micro_batch": max(1, 65_536 // w)}
@@ -329,6 +332,8 @@ class _Sweep:
         elif entry.is_baseline:
             words = entry.words
             settings = {"overlap": True} if words is None else {"kmer": words}
+            if entry.embedded is not None:
+                settings = {"embeddings": entry.embedded, **start_record(entry.embedded)}
         else:
             run, settings = self._settings(job, chosen)
             if job.before is not None:
@@ -346,7 +351,7 @@ class _Sweep:
         if self._fit is not None:
             result = self._fit(config, job, self._output, folder)
         elif run is None:
-            result = _fit_baseline(job, folder, settings.get("kmer"), names)
+            result = _fit_baseline(job, folder, names)
         else:
             files = _write_splits(self._output, job)
             result = _finetune(replace(run, **files, seed=unit.seed, output=str(folder)))
@@ -404,17 +409,28 @@ class _Sweep:
         return ({} if best is None else best[1]), seconds
 
 
-def _fit_baseline(
-    job: Job, folder: Path, words: tuple[int, ...] | None, names: list[str]
-) -> dict[str, Any]:
-    """Fit k-mer counts of these lengths, or the overlap baseline, and keep the outputs."""
+def _fit_baseline(job: Job, folder: Path, names: list[str]) -> dict[str, Any]:
+    """Fit k-mer counts, overlap or embeddings, and keep the outputs."""
     folder.mkdir(parents=True, exist_ok=True)
     metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
-    found = fit_baseline(job.splits, words, metric, names)
+    words, model = job.entry.words, job.entry.embedded
+    embed: Callable[[LabeledSequences], npt.NDArray[np.float32]] | None = None
+    family, size = "overlap" if words is None else "kmer", 0
+    if model is not None:
+        both = oriented(job.splits["train"]) < ONE_STRAND
+        embedder = Embedder(
+            model, pooling="all", long="chunks", strands="both" if both else "forward"
+        )
+        family, size = embedder.model.config.model_type, embedder.model.num_parameters()
+
+        def embed(rows: LabeledSequences) -> npt.NDArray[np.float32]:
+            return embedder.pooled([rows.sequence(i) for i in range(len(rows))])[0]
+
+    found = fit_baseline(job.splits, words, metric, names, embed)
     labels = {f"{name}_labels": job.splits[name].labels for name in found.outputs}
     write_arrays(folder / "outputs.npz", {**found.outputs, **labels})
     return {
-        "family": "overlap" if words is None else "kmer", "parameters": found.parameters,
+        "family": family, "parameters": size + found.parameters,
         "trained_parameters": found.parameters, "seconds": found.seconds,
         "training_seconds": found.seconds, "valid": found.metrics["valid"],
         "test": found.metrics["test"], "chosen": found.chosen, "epochs": None, "steps": None,

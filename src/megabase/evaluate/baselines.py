@@ -1,4 +1,4 @@
-"""Baselines without a network: logistic regression on k-mer counts, and on sequence overlap.
+"""Baselines that train no network: logistic regression on k-mers, overlap or embeddings.
 
 A k-mer and its reverse complement are one feature. K-mers of 1 to k bases are counted as shares of
 the sequence's k-mers, and each feature is divided by its standard deviation over the training rows.
@@ -83,18 +83,27 @@ def kmer_counts(rows: LabeledSequences, k: int) -> Any:
 def fit_baseline(
     splits: Mapping[str, LabeledSequences], lengths: Sequence[int] | None, metric: str,
     names: Sequence[str],
+    embed: Callable[[LabeledSequences], npt.NDArray[np.float32]] | None = None,
 ) -> _BaselineResult:  # fmt: skip
     """Fit a baseline on the training rows, choose on the validation rows, measure both and test.
 
-    K-mer counts, with the longest k-mer chosen of `lengths`; with None, the overlap: for every row
-    and class, the largest share of the row's distinct 16-mers (either strand) that one other
-    training row of that class holds, and its square root, which tells a little from nothing. Where
-    that one comes near a model, the model's metric says little about new sequences. `metric`
-    chooses, `names` are measured. InputError where overlap has labels that are not classes, or a
-    metric without a value on validation.
+    With `embed` the vectors that it gives for rows, float32 (n, width), each number scaled by mean
+    and standard deviation over the training rows. Else k-mer counts, with the longest k-mer chosen
+    of `lengths`; with None, the overlap: for every row and class, the largest share of the row's
+    distinct 16-mers (either strand) that one other training row of that class holds, and its square
+    root, which tells a little from nothing. Where that one comes near a model, the model's metric
+    says little about new sequences. `metric` chooses, `names` are measured. InputError where
+    overlap has labels that are not classes, or a metric without a value on validation.
     """
     started = time.perf_counter()
-    if lengths is None:
+    if embed is not None:
+        vectors = {name: embed(rows) for name, rows in splits.items()}
+        mean, spread = vectors["train"].mean(axis=0), vectors["train"].std(axis=0)
+        for found in vectors.values():  # in place: they are the largest arrays here
+            found -= mean
+            found /= np.where(spread > 0, spread, 1)
+        best = _choose(vectors, splits, metric, {}, patience=2)
+    elif lengths is None:
         best = _choose(_overlaps(splits), splits, metric, {})
         if best.value == -math.inf:
             raise InputError(f"{metric} is not defined on the validation rows")

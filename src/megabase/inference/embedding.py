@@ -23,6 +23,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput
@@ -44,11 +45,15 @@ from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.options import EmbedOptions
 
-Pool = Literal["mean", "max", "sum", "first", "last"]  # ways from the vectors of all bases to one
+Pool = Literal["mean", "max", "sum", "first", "last", "all"]
+"""Ways from the vectors of all bases to one. ``all``: mean, maximum and standard deviation of every
+layer, and mean and maximum of the units inside its MLP where it has one, side by side: units answer
+to motifs, so that a linear model reads more from them than from the sums that they leave behind."""
 Long = Literal["error", "chunks", "published"]
 """What to do with a sequence longer than the model reads. ``error``: refuse it. ``chunks``: cut it
 into pieces side by side and pool over the positions of all pieces, so that a mean weighs every base
-alike. ``published``: the plain mean of the vectors of the pieces, however short the last one."""
+alike (of the pooling ``all`` the vectors of the pieces are averaged so). ``published``: the plain
+mean of the vectors of the pieces, however short the last one."""
 Averaged = Literal["forward", "both"]
 """Strands that are read: the one that is given, or the mean with its reverse complement."""
 
@@ -108,8 +113,12 @@ class Embedder:
                 f"{self.name} has layers 0 to {len(states) - 1} (0 is the token embedding); found "
                 f"{layer}"
             )
+        if pooling == "all" and layer != -1:
+            raise InputError(f"layer is {layer}, and pooling all takes every layer; leave it out")
         self.layer = layer % len(states)
         self.width = int(states[self.layer].shape[-1])
+        if pooling == "all":
+            self.width = self._pool_pieces([encode("ACGTACGTACGTACGT")]).shape[1]
 
     def pooled(
         self, sequences: Sequence[Codes], names: Sequence[str] | None = None
@@ -132,7 +141,7 @@ class Embedder:
     def _join(self, vectors: Vectors, sizes: NDArray[np.float64]) -> Vectors:
         if self.long == "published":
             return vectors.mean(axis=0)
-        if self.pooling == "mean":
+        if self.pooling in ("mean", "all"):
             return np.average(vectors, axis=0, weights=sizes).astype(np.float32)
         if self.pooling in ("sum", "max"):
             return getattr(vectors, self.pooling)(axis=0)
@@ -157,11 +166,38 @@ class Embedder:
 
     def _pool_pieces(self, pieces: Sequence[Codes]) -> Vectors:
         def vectors(codes: Codes, _: NDArray[np.int64]) -> list[Vectors]:
+            if self.pooling == "all":
+                return list(self._every_pool(codes).cpu().numpy())
             states, mask = self._states(codes, self.layer)
             return list(pool(states[0].float(), self.pooling, mask).cpu().numpy())
 
         found = run_batched(pieces, vectors, batch_tokens=self.batch_tokens, pad=self._pad)
         return np.stack(found) if found else np.zeros((0, self.width), dtype=np.float32)
+
+    def _every_pool(self, codes: Codes) -> Tensor:
+        """Give the pools of ``all`` for a batch of pieces of one length, (batch, width)."""
+        from megabase.layers.pooling import pool
+
+        units: list[Tensor] = []
+        hooks = [
+            module.register_forward_hook(
+                lambda _, __, found: units.append(gelu(found.float(), approximate="tanh"))
+            )
+            for name, module in self.model.named_modules()
+            if name.endswith("mlp.fc1")
+        ]
+        try:
+            states, mask = self._states(codes, None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        pools = []
+        for state in (one.float() for one in states[1:]):
+            mean = pool(state, "mean", mask)
+            spread = pool((state - mean[:, None]) ** 2, "mean", mask).sqrt()
+            pools += [mean, pool(state, "max", mask), spread]
+        pools += [pool(unit, way, mask) for unit in units for way in ("mean", "max")]
+        return torch.cat(pools, dim=1)
 
     def per_base(
         self, sequences: Iterable[Codes], names: Sequence[str] | None = None

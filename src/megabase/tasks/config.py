@@ -242,7 +242,8 @@ class ExamplesConfig(RunConfig):
     micro_batch: int | None = None
     """Sequences that one device takes through the model at a time (null: all of its share)."""
     eval_every: int | None = None
-    """Steps between validations; null validates after every epoch."""
+    """Steps between validations; null validates after every epoch, or more often where epochs are
+    few."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; null writes the best one and the last."""
     keep: int = 1
@@ -268,8 +269,9 @@ class LabeledConfig(BudgetConfig, ExamplesConfig):
     stages: tuple[Stage, ...] = ()
     """Sequence-length warm-up, in tokens: sequences lose their end in the shorter stages. Empty:
     one stage at the length of the longest sequence, for epochs or steps."""
-    epochs: float = 10
-    """Passes over the training rows, unless steps, tokens or stages say otherwise."""
+    epochs: float | None = None
+    """Passes over the training rows, unless steps, tokens or stages say otherwise; null: those that
+    read 50,000 sequences or 20 million bases, whichever is less, but 2 to 20."""
     monitor: str | None = None
     """What chooses the best checkpoint on validation: loss, or a metric; null takes accuracy,
     AUROC (several labels, nucleotides) or Pearson correlation (numbers)."""
@@ -291,6 +293,10 @@ class LabeledConfig(BudgetConfig, ExamplesConfig):
 class FinetuneConfig(LabeledConfig, TrainConfig, StartConfig):
     """Training on labeled sequences, from a trained model or from fresh weights."""
 
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name=None, lr=1e-3, warmup_fraction=0.1)
+    )
+    """Optimizer and learning rate."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters."""
 

@@ -46,6 +46,7 @@ from megabase.tasks.labeled_data import describe_data, read_splits, split_lines
 from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out, write_arrays
 from megabase.training.checkpoint import SaveModel
 from megabase.training.evaluation import EvalSet, evaluate
+from megabase.training.optimizer import choose_optimizer
 
 _EVAL_BATCH = 64
 """Most sequences of a validation batch by default: more are not faster and take memory."""
@@ -54,6 +55,11 @@ _MONITORS = {
     "regression": "pearson", "tracks": "pearson",
 }  # fmt: skip
 """What chooses the best checkpoint by default: the metric that the field reports most."""
+_SEQUENCES, _BASES, _EPOCHS = 50_000, 2e7, (2, 20)
+"""What training reads unless told otherwise: this many sequences, at most this many bases (about an
+hour of two cores with the packaged model), in 2 passes at least, and 20 at most: the best
+checkpoints of small tables lie before."""
+_VALIDATIONS = 8  # of a run at least, unless told otherwise: enough to find the best checkpoint
 _MOST_CLASSES = 10  # classes that the plan lists: as many as fit a line
 
 
@@ -131,6 +137,8 @@ class LabeledRun:
         double = bool(getattr(model.config, "double_sigmoid", False))
         sets = self._batches()
         settings = self._resolved()
+        whole = settings.devices.strategy != "fsdp"
+        settings = replace(settings, optim=choose_optimizer(model, settings.optim, whole))
         schedule = lay_out(settings, fabric, sets["train"])
         if config.predictions:
             _check_predictions(splits, schedule.world)
@@ -200,18 +208,26 @@ class LabeledRun:
         """Give what the loop reads, with what depends on the data: length, steps of an epoch."""
         config = self._config
         stages = config.stages
+        rows, epochs = len(self.train), None
         if not stages:
-            open_ended = config.steps is not None or config.tokens is not None
-            epochs = None if open_ended else config.epochs
+            if config.steps is None and config.tokens is None:
+                epochs = config.epochs or self._passes()
             stages = (Stage(length=self.longest, micro_batch=config.micro_batch, epochs=epochs),)
         by_tokens = max(1, int(config.global_batch_tokens or 1) // self.longest)
         batch = config.global_batch or by_tokens
+        every = 1 if epochs is None else max(1, round(_VALIDATIONS / epochs))
         return config.part(
             TrainConfig,
             stages=stages,
-            eval_every=config.eval_every or -(-len(self.train) // batch),
+            eval_every=config.eval_every or -(-rows // batch // every),
             eval_batch=config.eval_batch or config.micro_batch or min(batch, _EVAL_BATCH),
         )
+
+    def _passes(self) -> float:
+        """Give the epochs of a run that names none: by rows and their length."""
+        read = min(_SEQUENCES, _BASES / float(self.train.lengths.mean()))
+        low, high = _EPOCHS
+        return float(np.clip(round(read / len(self.train), 1), low, high))
 
     def _evaluation(
         self,
