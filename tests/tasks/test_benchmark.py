@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from tests.made_tables import write_table
 
+from megabase import load
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.run import _check_entry, run_benchmark
 from megabase.benchmarking.table import Tables
@@ -25,6 +26,7 @@ TINY = {
     "overrides": {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0},
     "epochs": 2,
     "global_batch": 16,
+    "eval_every": 4,
     "optim.lr": 1e-2,
     "devices": {"accelerator": "cpu", "devices": 1},
 }
@@ -279,3 +281,22 @@ def test_kfold_and_published(tmp_path: Path, data: Path) -> None:
     assert record["rows"] == {"train": 88, "valid": 40, "test": 40}
     assert record["valid"] == record["test"]
     assert "ON THE TEST ROWS" in table(tmp_path / "p")
+
+
+def test_a_linear_model_reads_what_a_frozen_model_says(tmp_path: Path, data: Path) -> None:
+    asked = settings(tmp_path, data, models="default:embeddings,kmer:2", metric="accuracy")
+    found = run_benchmark(asked)
+    assert [(one["model"], one["seed"], one["family"]) for one in found] == [
+        ("default:embeddings", 1, "hyenadna"), ("kmer:2", 1, "kmer"),
+    ]  # fmt: skip
+    embedded = found[0]
+    assert embedded["test"]["accuracy"] > 0.8
+    # Mean, maximum and deviation of 4 layers of 192; mean and maximum of their 768 units.
+    width = 4 * (3 * 192 + 2 * 768)
+    assert embedded["trained_parameters"] == width + 1
+    assert embedded["parameters"] == width + 1 + load().hf.num_parameters()
+
+
+def test_embeddings_of_a_model_that_is_not_there(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(MegabaseError, match="nowhere"):
+        run_benchmark(settings(tmp_path, data, models="./nowhere:embeddings"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_learns_and_writes_a_whole_run(tmp_path: Path, data: Path) -> None:
     assert saved["test"] == result.test
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     validations = [r for r in records if r["kind"] == "validation"]
-    assert [r["step"] for r in validations] == [4, 8, 12, 16]
+    assert [r["step"] for r in validations] == list(range(2, 17, 2))  # 4 epochs of 4 steps
     best = max(validations, key=lambda r: (r["accuracy"], -r["loss"]))
     assert result.valid["accuracy"] == best["accuracy"]
     assert result.best_step == best["step"]
@@ -316,3 +317,39 @@ def test_yaml_gives_the_same_settings(tmp_path: Path, data: Path) -> None:
     assert values["head"]["pooling"] == "last"
     assert "stages" not in values
     assert "resume" not in values
+
+
+class TestWhatTheRowsDecide:
+    def plan(self, tmp_path: Path, rows: int, length: int = 24, **options: Any) -> Any:
+        path = write_table(tmp_path / "train.csv", rows, seed=1, length=(length, length + 1))
+        given: dict[str, Any] = {"family": "hyenadna", "overrides": {**TINY, "d_model": 32}}
+        config = FinetuneConfig(
+            train=str(path), output=str(tmp_path / "run"), **{**given, **options},
+            devices=DeviceConfig(accelerator="cpu", devices=1),
+        )  # fmt: skip
+        return _plan(config, build_fabric(config.devices, config.precision))
+
+    @pytest.mark.parametrize(
+        ("rows", "length", "epochs"),
+        [(100, 24, 20), (5000, 24, 11.1), (40_000, 24, 2), (2000, 2000, 5.6), (2000, 9000, 2)],
+    )
+    def test_epochs(self, tmp_path: Path, rows: int, length: int, epochs: float) -> None:
+        plan = self.plan(tmp_path, rows, length)
+        trained = len(plan.splits["train"])  # a tenth is held out for validation
+        assert plan.schedule.total_steps == math.ceil(epochs * trained / 64)
+        assert math.ceil(plan.schedule.total_steps / plan.settings.eval_every) >= 8
+
+    def test_optimizer(self, tmp_path: Path) -> None:
+        named = self.plan(tmp_path, 64, optim=OptimConfig()).settings.optim
+        assert (named.name, named.lr) == ("adamw", 6e-4)
+        chosen = self.plan(tmp_path, 64).settings.optim
+        assert (chosen.name, chosen.lr) == ("muon", 1e-3)
+        head_alone = self.plan(tmp_path, 64, head=HeadConfig(freeze=True))
+        assert head_alone.settings.optim.name == "adamw"
+        assert self.plan(tmp_path, 64, family="cnn", overrides={}).settings.optim.name == "adamw"
+
+    def test_a_part_of_the_optimizer_keeps_the_rest(self) -> None:
+        given = {"train": "x", "output": "y", "family": "cnn", "optim": {"lr": 2e-3}}
+        assert FinetuneConfig.of(given).optim == OptimConfig(
+            name=None, lr=2e-3, warmup_fraction=0.1
+        )

@@ -54,7 +54,8 @@ def settings(tmp_path: Path, model: str, labels: Any = None, **options: Any) -> 
         for name, rows in (("train", 64), ("valid", 24), ("test", 26))
     }
     given: dict[str, Any] = {
-        "output": str(tmp_path / "run"), "epochs": 4, "prompt": PromptSettings(length=3),
+        "output": str(tmp_path / "run"), "epochs": 4, "eval_every": 4,
+        "prompt": PromptSettings(length=3),
         "optim": OptimConfig(lr=3e-2, weight_decay=0.0),
     }  # fmt: skip
     return PromptConfig(

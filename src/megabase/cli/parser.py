@@ -297,7 +297,7 @@ class VerbParser(ArgumentParser):
             flags = [option.replace("_", "-") for option in named]
             if action.dest == "output":
                 flags = ["-o", *flags]
-            if getattr(action, "_typehint", None) is bool:
+            if getattr(action, "_typehint", None) in (bool, bool | None):
                 parent, dot, last = flags[0][2:].rpartition(".")
                 flags.append(f"--{parent}{dot}no-{last}")
                 _make_switch(action)

@@ -215,7 +215,7 @@ class LabeledRun:
             stages = (Stage(length=self.longest, micro_batch=config.micro_batch, epochs=epochs),)
         by_tokens = max(1, int(config.global_batch_tokens or 1) // self.longest)
         batch = config.global_batch or by_tokens
-        every = 1 if epochs is None else max(1, round(_VALIDATIONS / epochs))
+        every = 1 if epochs is None else math.ceil(_VALIDATIONS / epochs)
         return config.part(
             TrainConfig,
             stages=stages,
@@ -268,13 +268,13 @@ def _choose_strands(config: LabeledConfig, train: LabeledSequences) -> tuple[Lab
     """Decide how strands are used where the settings leave it open, and say so."""
     head, why = config.head, ""
     share, average = head.reverse_complement, head.strand_average
-    if share is None:
+    if share is None and train.kind in ("nucleotides", "tracks"):
+        # Features of either strand are as true of the other one; tracks may be of one strand.
+        share = 0.5 if config.genome.features and config.genome.strand == "either" else 0.0
+    elif share is None:
         found = oriented(train)
-        one = config.genome.strand != "either" or found >= ONE_STRAND
-        share = 0.0 if one else 0.5
+        share = 0.0 if found >= ONE_STRAND else 0.5
         why = f" (k-mers of the two strands differ by {found:.1%})"
-        if config.genome.strand != "either":
-            why = f" (genome.strand is {config.genome.strand})"
     average = share > 0 if average is None else average
     line = (
         "strands     "
