@@ -331,7 +331,7 @@ class TestWhatTheRowsDecide:
 
     @pytest.mark.parametrize(
         ("rows", "length", "epochs"),
-        [(100, 24, 20), (5000, 24, 11.1), (40_000, 24, 2), (2000, 2000, 5.6), (2000, 9000, 2)],
+        [(100, 24, 20), (5000, 24, 7.1), (40_000, 24, 2), (2000, 2000, 5.6), (2000, 9000, 2)],
     )
     def test_epochs(self, tmp_path: Path, rows: int, length: int, epochs: float) -> None:
         plan = self.plan(tmp_path, rows, length)

@@ -28,9 +28,10 @@ class ModelEntry(Settings):
     name: str
     """Name in the table."""
     start: str
-    """default, scratch (the shape of default, fresh weights), START:scratch, a family, a preset, a
-    run or model folder, a Hub name; or, without training of a network, kmer (kmer:5 counts words of
-    up to 5), overlap, or START:embeddings (a linear model over what a frozen model says)."""
+    """default, default-masked, scratch (the shape of default, fresh weights), START:scratch, a
+    family, a preset, a run or model folder, a Hub name; or, without training of a network, kmer
+    (kmer:5 counts words of up to 5), overlap, or START:embeddings (a linear model over what a
+    frozen model says)."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning by dotted name, such as optim.lr; and warmup, a list of lengths
     that are trained before the full one, for half of the epochs in all."""
@@ -78,13 +79,14 @@ class ModelEntry(Settings):
             return {"model": start[: -len(":scratch")] or "default", "from_scratch": True}
         if start in FAMILIES:
             return {"family": start}
-        if start != "default" and Path(start).expanduser().is_dir():
+        packaged = start in ("default", "default-masked")
+        if not packaged and Path(start).expanduser().is_dir():
             return {"model": str(Path(start).expanduser().absolute())}
         if start in PRESETS:
             return {"preset": start}
-        if start == "default" or (start.count("/") == 1 and not start.startswith((".", "/", "~"))):
+        if packaged or (start.count("/") == 1 and not start.startswith((".", "/", "~"))):
             return {"model": start}
-        others = ["default", "scratch", "kmer", "overlap"]
+        others = ["default", "default-masked", "scratch", "kmer", "overlap"]
         near = difflib.get_close_matches(start, [*FAMILIES, *PRESETS, *others])
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(

@@ -28,7 +28,8 @@ from megabase.models.tokenizers.kmer import DNABERTTokenizer
 from megabase.untrusted import parsing, read_json, shown
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
-"""Folder of the model inside the package."""
+MASKED_MODEL = Path(__file__).parent / "default_masked"
+"""Folders of the models inside the package: a causal one and a masked one."""
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")  # owner/name
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")  # of a model folder: never code or pickles
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.ckpt", "*.bin")  # of what convert reads
@@ -41,17 +42,13 @@ def resolve_model(spec: str | Path | None = None) -> Path:
     Parameters
     ----------
     spec
-        None or ``default`` for the model inside the package; a model folder; a run folder (its
+        None or ``default`` for the causal model inside the package, ``default-masked`` for the
+        masked one; a model folder; a run folder (its
         best checkpoint, else its last); a preset's name; or a Hub repository (``owner/name``),
         which is fetched unless it is in the local cache. ModelError says what was found instead.
     """
     if spec is None:
-        if not (DEFAULT_MODEL / "config.json").is_file():
-            raise ModelError(
-                "this installation has no packaged default model; name a model folder, "
-                "a run folder or a Hub repository"
-            )
-        return DEFAULT_MODEL
+        return _packaged(DEFAULT_MODEL)
     if not isinstance(spec, (str, os.PathLike)):
         raise ModelError(f"a model is a folder, a name, or a module; found {type(spec).__name__}")
     path = Path(spec).expanduser()
@@ -59,8 +56,8 @@ def resolve_model(spec: str | Path | None = None) -> Path:
         is_folder = path.is_dir()  # an OSError for a name longer than names can be
     if is_folder:
         return _folder(path)
-    if str(spec) == "default":  # as people name it on the command line
-        return resolve_model(None)
+    if str(spec) in ("default", "default-masked"):  # as people name them on the command line
+        return _packaged(DEFAULT_MODEL if str(spec) == "default" else MASKED_MODEL)
     if path.is_file():
         hint = ""
         if path.suffix in _CHECKPOINT_SUFFIXES:
@@ -72,6 +69,15 @@ def resolve_model(spec: str | Path | None = None) -> Path:
         f"{spec}: there is no such folder, and it is neither a preset (megabase info --list) "
         "nor a Hub repository (owner/name)"
     )
+
+
+def _packaged(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            "this installation has no packaged default model; name a model folder, "
+            "a run folder or a Hub repository"
+        )
+    return folder
 
 
 def _folder(path: Path) -> Path:

@@ -230,7 +230,8 @@ def _shown_name(spec: str | Path | None, folder: Path) -> str:
         folder = folder.resolve()
         in_run = folder.parent.name == "checkpoints"
         return f"{folder.parent.parent.name}/{folder.name}" if in_run else folder.name
-    return "megabase default" if spec in (None, "default") else str(spec)
+    packaged = spec in (None, "default", "default-masked")
+    return f"megabase {spec or 'default'}" if packaged else str(spec)
 
 
 def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:

@@ -271,7 +271,7 @@ class LabeledConfig(BudgetConfig, ExamplesConfig):
     one stage at the length of the longest sequence, for epochs or steps."""
     epochs: float | None = None
     """Passes over the training rows, unless steps, tokens or stages say otherwise; null: those that
-    read 50,000 sequences or 20 million bases, whichever is less, but 2 to 20."""
+    read 32,000 sequences or 20 million bases, whichever is less, but 2 to 20."""
     monitor: str | None = None
     """What chooses the best checkpoint on validation: loss, or a metric; null takes accuracy,
     AUROC (several labels, nucleotides) or Pearson correlation (numbers)."""

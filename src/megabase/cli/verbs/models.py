@@ -60,6 +60,7 @@ def _convert(args: Namespace) -> None:
     note(f"wrote {Path(args.destination).expanduser()}")
 
 
+_TRAINED = 1026  # positions of a packaged model that has no longest input: those it was trained at
 _SHOWN_LABELS = 10  # classes that are listed: a line or two; JSON has all of them
 _SCORING_VALUES = 14
 """Values alive at the peak, per position and unit of width: measured on HyenaDNA in float32 without
@@ -164,14 +165,16 @@ def _list(as_json: bool) -> None:
     from megabase.models.describe import describe
     from megabase.models.presets import PRESETS, Preset
 
-    own = describe()
-    packaged = Preset(
-        "default", own["model_type"], {"d_model": own["width"], "n_layer": own["layers"]},
-        own["parameters"], own["longest"] - 2, source="in the package", license="Apache-2.0",
-        use="to try the commands: human chr20 alone",
-    )  # fmt: skip
+    packaged = []
+    for name, what in (("default", ""), ("default-masked", ", both sides")):
+        own = describe(name)
+        packaged.append(Preset(
+            name, own["model_type"], {"d_model": own["width"], "n_layer": own["layers"]},
+            own["parameters"], (own["longest"] or _TRAINED) - 2, source="in the package",
+            license="Apache-2.0", use=f"to try the commands: human chr20 alone{what}",
+        ))  # fmt: skip
     rows = []
-    for one in sorted((packaged, *PRESETS.values()), key=lambda one: not one.license):
+    for one in sorted((*packaged, *PRESETS.values()), key=lambda one: not one.license):
         # A convolutional network has no width, and needs little.
         width = one.config.get("d_model", 768 if one.family in ("bigbird", "dnabert") else 0)
         width = one.config.get("hidden_size", width)
