@@ -110,7 +110,8 @@ def load(
     Parameters
     ----------
     model
-        Model folder, run folder, preset or Hub name; None or ``default`` for the packaged model;
+        Model folder, run folder, preset or Hub name; None or ``default`` for the packaged causal
+        model, ``default-masked`` for the masked one;
         or a transformers model of megabase as it is.
     prompt
         Folder of a soft prompt for this model; :meth:`Model.predict` then answers as it says.

@@ -103,8 +103,8 @@ CASES = (
         "finetune",
         # AdamW: Muon rounds to bfloat16, and processors round to it differently.
         "finetune default --train @/train.csv --test @/test.csv --steps 3 --global-batch 8 "
-        "--optim.name adamw --optim.lr 6e-4 --optim.warmup-fraction 0.01 --head.reverse-complement 0 "
-        "--devices.accelerator cpu --output @/tuned",
+        "--optim.name adamw --optim.lr 6e-4 --optim.warmup-fraction 0.01 "
+        "--head.reverse-complement 0 --devices.accelerator cpu --output @/tuned",
         ("tuned/result.json",),
     ),
     Case(

@@ -229,3 +229,16 @@ def test_the_packaged_model_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     mine.mkdir()
     (mine / "config.json").write_text("{}")
     assert resolve_model("default").resolve() == mine.resolve()  # a folder of that name comes first
+
+
+def test_the_masked_packaged_model_says_the_same_of_both_strands() -> None:
+    import megabase as mb
+
+    model = mb.load("default-masked")
+    rng = np.random.default_rng(0)
+    rows = ["".join(rng.choice(list("ACGT"), 150)) for _ in range(3)]
+    turned = [row[::-1].translate(str.maketrans("ACGT", "TGCA")) for row in rows]
+    scores = [model.score(each).table["log_likelihood"].to_numpy() for each in (rows, turned)]
+    np.testing.assert_allclose(*scores, rtol=1e-6)
+    assert (scores[0] < -150).all()  # worse than 0.37 a base: random sequences hold nothing to know
+    assert model.name == "megabase default-masked"

@@ -102,7 +102,7 @@ def _info(args: Namespace) -> None:
     if args.json:
         print(json.dumps({**model, "memory": memory}, indent=2))
     else:
-        _show_model(model, memory, used_default=args.model is None)
+        _show_model(model, memory, packaged=args.model in (None, "default", "default-masked"))
 
 
 def _memory(model: dict[str, Any], length: int | None, batch: int) -> dict[str, int] | None:
@@ -133,14 +133,14 @@ def _size(count: int) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def _show_model(model: dict[str, Any], memory: dict[str, int] | None, used_default: bool) -> None:
+def _show_model(model: dict[str, Any], memory: dict[str, int] | None, packaged: bool) -> None:
     shown = ", ".join(model["labels"][:_SHOWN_LABELS])
     more = len(model["labels"]) - _SHOWN_LABELS
     tokenizer = dict(model["tokenizer"])
     name = tokenizer.pop("class")
     constants = model["constants"]
     facts: list[tuple[str, object]] = [
-        ("model", f"{model['path']}{' (packaged with megabase)' if used_default else ''}"),
+        ("model", f"{model['path']}{' (packaged with megabase)' if packaged else ''}"),
         ("class", f"{model['class_name']} ({model['model_type']}, {model['kind']})"),
         ("shape", f"{model['layers']} layers of width {model['width']}" if model["layers"] else ""),
         ("parameters", f"{model['parameters']:,}"),
