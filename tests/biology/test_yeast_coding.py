@@ -44,12 +44,12 @@ def test_coding_bases_of_a_region_that_was_not_seen(
         "genome build yeast.fa -o yeast.mb",
         "finetune default --train yeast.mb --genome.features [genes.gff] --genome.types [CDS]"
         ' --genome.train ["NC_001133.9:1-150000"] --genome.valid ["NC_001133.9:150001-170000"]'
-        " --genome.length 512 --head.reverse-complement 0.5 --optim.name muon --optim.lr 1e-3"
+        " --genome.length 512"
         " --steps 30"
         " --eval-every 30 --output run",
         f"predict run --genome yeast.mb --regions {REGION} --window 512 --overlap 256"
         " --stitch before --strands both --class CDS -o coding.bw --calls coding.bed"
-        " --threshold 0.6 --min-length 150 --workers 1",
+        " --threshold 0.7 --min-length 150 --workers 1",
         f"report --genome yeast.mb --region {REGION} --genes genes.gff"
         " --track coding=coding.bw called=coding.bed -o yeast.html",
     ):
