@@ -541,7 +541,7 @@ class HeadConfig(Settings):
     reverse_complement: float | None = None
     """Probability that a training sequence is read as its reverse complement; null: 0.5, but 0
     where the training rows show that their direction matters, as those of promoters do, and for
-    tracks and labels of bases that are no features of either strand."""
+    tracks and labels of bases, but for features of either strand."""
     crop: float = 1.0
     """Share of every training sequence that is read, from a start drawn anew in each epoch;
     validation and test read the whole. Not with special tokens."""

@@ -250,6 +250,19 @@ def test_broken_run_folders_are_named(
         _read_run(run_folder)
 
 
+def test_runs_that_trained_no_model_are_told_so(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="there is no such run folder"):
+        write_run_page(tmp_path / "nowhere")
+    (run_folder / "prompt").mkdir()  # of a soft prompt
+    with pytest.raises(ReportError, match=r"trained no model.*result\.json"):
+        write_run_page(run_folder)
+    (run_folder / "prompt").rmdir()
+    (run_folder / "metrics.jsonl").unlink()  # of demonstrations alone
+    (run_folder / "result.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"trained no model.*result\.json"):
+        write_run_page(run_folder)
+
+
 def test_run_without_checkpoint_is_named(run_folder: Path) -> None:
     (run_folder / "best").unlink()
     (run_folder / "last").unlink()

@@ -45,7 +45,15 @@ class _RunRecord:
 
 def _read_run(folder: str | Path) -> _RunRecord:
     run = Path(folder)
-    if not (run / "metrics.jsonl").is_file():
+    if not run.is_dir():
+        raise ReportError(f"{run}: there is no such run folder")
+    trained = (run / "metrics.jsonl").is_file()
+    if (run / "prompt").is_dir() or ((run / "result.json").is_file() and not trained):
+        raise ReportError(
+            f"{run} trained no model: pages are of `megabase pretrain` and `finetune`; its numbers "
+            f"are in {run / 'result.json'}"
+        )
+    if not trained:
         raise ReportError(
             f"{run} is not a run folder: it has no metrics.jsonl; name the folder that "
             "`megabase pretrain` or `finetune` wrote to"
@@ -92,8 +100,8 @@ def write_run_page(
     """
     style.require_matplotlib()
     target = Path(output) if output is not None else Path(run) / "report.html"
-    check_output(target, overwrite)
     record = _read_run(run)
+    check_output(target, overwrite)
     if record.result and evaluation is not None:
         raise ReportError(f"{run} is a run on labeled sequences, which have no evaluation")
     found = Path(evaluation) if evaluation is not None else record.folder / "evaluation.json"
