@@ -16,6 +16,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -409,23 +410,23 @@ class _Sweep:
         return ({} if best is None else best[1]), seconds
 
 
+def _embed_rows(embedder: Embedder, rows: LabeledSequences) -> npt.NDArray[np.float32]:
+    return embedder.pooled([rows.sequence(i) for i in range(len(rows))])[0]
+
+
 def _fit_baseline(job: Job, folder: Path, names: list[str]) -> dict[str, Any]:
     """Fit k-mer counts, overlap or embeddings, and keep the outputs."""
     folder.mkdir(parents=True, exist_ok=True)
     metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
     words, model = job.entry.words, job.entry.embedded
-    embed: Callable[[LabeledSequences], npt.NDArray[np.float32]] | None = None
-    family, size = "overlap" if words is None else "kmer", 0
+    family, size, embed = "overlap" if words is None else "kmer", 0, None
     if model is not None:
         both = oriented(job.splits["train"]) < ONE_STRAND
         embedder = Embedder(
             model, pooling="all", long="chunks", strands="both" if both else "forward"
         )
         family, size = embedder.model.config.model_type, embedder.model.num_parameters()
-
-        def embed(rows: LabeledSequences) -> npt.NDArray[np.float32]:
-            return embedder.pooled([rows.sequence(i) for i in range(len(rows))])[0]
-
+        embed = partial(_embed_rows, embedder)
     found = fit_baseline(job.splits, words, metric, names, embed)
     labels = {f"{name}_labels": job.splits[name].labels for name in found.outputs}
     write_arrays(folder / "outputs.npz", {**found.outputs, **labels})

@@ -13,8 +13,8 @@ _ROWS = 20_000
 """Rows of a class that are counted: the first ones are enough, and a long table stays quick."""
 _LEAST = 20  # rows of a class below which chance cannot be told from a direction
 _CHANCE = 2.0
-"""Mean squared z-score above which a difference is more than chance: 1 by chance alone, up to 1.8 in
-peaks of transcription factors, where k-mers overlap and rows repeat; 3 to 64 in promoters."""
+"""Mean squared z-score above which a difference is more than chance: 1 by chance alone, up to 1.8
+in peaks of transcription factors, where k-mers overlap and rows repeat; 3 to 64 in promoters."""
 ONE_STRAND = 0.05
 """Difference, as a share of the counts, from which the direction matters: at most 0.04 in peaks of
 transcription factors and histone marks (GUE), 0.05 to 0.20 in promoters and splice sites."""

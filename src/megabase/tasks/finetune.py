@@ -112,7 +112,7 @@ class LabeledRun:
             for name, split in self.splits.items()
             for reverse in (False, True)
             if not reverse
-            or (head.reverse_complement > 0 if name == "train" else head.strand_average)
+            or (head.reverse_complement if name == "train" else head.strand_average)
         }  # fmt: skip
         self.longest = max(int(found.lengths.max(initial=1)) for found in self.rows.values())
 
@@ -194,11 +194,13 @@ class LabeledRun:
                     seed=config.seed,
                     shuffle=name == "train",
                     block=config.global_batch or 1,
-                    reverse_probability=head.reverse_complement if name == "train" else 0.0,
+                    reverse_probability=(head.reverse_complement or 0.0)
+                    if name == "train"
+                    else 0.0,
                     crop=head.crop if name == "train" else 1.0,
                 ),
                 reverse=self.rows.get((name, True)),
-                both_strands=name != "train" and head.strand_average,
+                both_strands=name != "train" and bool(head.strand_average),
                 bin=split.bin,
             )
             for name, split in self.splits.items()

@@ -167,13 +167,16 @@ class _Complements:
         self.complement_map = self.table().to(self.complement_map.device)
 
 
-class _RCPSEmbedding(_Complements, nn.Embedding):
+class _RCPSEmbedding(  # pyright: ignore[reportIncompatibleVariableOverride]
+    _Complements, nn.Embedding
+):
     """Embed tokens and, beside them, their complements, given for every token id.
 
     To callers this is an embedding, so that they can read it and change its number of rows.
     """
 
     inner = "embedding"
+    embedding: nn.Embedding
 
     def __init__(self, rows: int, d_model: int, complement: Sequence[int]) -> None:
         nn.Module.__init__(self)  # without a matrix of its own
@@ -192,10 +195,13 @@ class _RCPSEmbedding(_Complements, nn.Embedding):
         return torch.cat([given_BLD, other_BLD.flip(-1)], dim=-1)
 
 
-class _RCPSHead(_Complements, nn.Linear):
+class _RCPSHead(  # pyright: ignore[reportIncompatibleVariableOverride]
+    _Complements, nn.Linear
+):
     """Token scores that turn around with the strand: ``W a + W[complement] flip(b)``."""
 
     inner = "lm_head"
+    lm_head: nn.Linear
 
     def __init__(self, d_model: int, rows: int, complement: Sequence[int]) -> None:
         nn.Module.__init__(self)  # without a matrix of its own
