@@ -58,6 +58,9 @@ def error_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("score default f -o x --window q", "--window: expected a whole number, found 'q'"),
         ("generate --temperature q", "--temperature: expected a number, found 'q'"),
         ("finetune m --epochs q", "epochs: expected a number, found 'q'"),
+        ("icl m --epochs q", "epochs: expected a number, found 'q'"),
+        ("finetune m --patience 1.5", "patience: expected a whole number, found '1.5'"),
+        ("finetune m --tokens q", "tokens: expected a number, found 'q'"),
         (
             "score default f -o x --strands up",
             "--strands: there is no 'up'; one of forward, reverse",

@@ -95,11 +95,11 @@ def test_a_mirror_is_asked_once_and_the_files_are_compared(
     mirror: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     there = f"http://127.0.0.1:{mirror.server_port}"
-    assert load(tmp_path, HF_ENDPOINT=there).splitlines()[0] == "436096"
+    assert load(tmp_path, HF_ENDPOINT=there).splitlines()[0] == "1877120"
     mirror.shutdown()
     mirror.server_close()
-    assert load(tmp_path, HF_HUB_OFFLINE="1").splitlines()[0] == "436096"
-    assert load(tmp_path, HF_ENDPOINT=there).splitlines()[0] == "436096"  # nobody answers
+    assert load(tmp_path, HF_HUB_OFFLINE="1").splitlines()[0] == "1877120"
+    assert load(tmp_path, HF_ENDPOINT=there).splitlines()[0] == "1877120"  # nobody answers
     (weights,) = tmp_path.rglob("model.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -207,6 +207,10 @@ class VerbParser(ArgumentParser):
         if key:
             name = key[1] if names else self._written(key[1])
             kind = re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", text)
+            kind = kind or re.search(  # of what may be left open
+                r"Subtypes: \[(?:<class '\w+'>, )*<class '(\w+)'>, <class 'NoneType'>\]"
+                r".* Given value: (.*)", text,
+            )  # fmt: skip
             if kind:
                 expected = _KINDS.get(kind[1], kind[1])
                 return f"{name}: expected {expected}, found {kind[2][:80]!r}"
