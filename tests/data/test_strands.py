@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from megabase.data.label_files import read_text
-from megabase.data.labeled import LabeledSequences, label_splits
-from megabase.data.strands import ONE_STRAND, oriented
+from megabase.data.labeled import ONE_STRAND, LabeledSequences, label_splits
 from megabase.genome.alphabet import decode, encode, reverse_complement
 from megabase.settings import DeviceConfig, HeadConfig
 from megabase.tasks.config import FinetuneConfig
@@ -43,27 +42,27 @@ def test_a_motif_on_one_strand_is_a_direction_and_on_both_strands_is_none(
 ) -> None:
     one = read(write(tmp_path / "one.csv", 600, turned=False, seed=seed))
     both = read(write(tmp_path / "both.csv", 600, turned=True, seed=seed))
-    assert oriented(one) > ONE_STRAND
-    assert oriented(both) < ONE_STRAND
+    assert one.oriented() > ONE_STRAND
+    assert both.oriented() < ONE_STRAND
 
 
 def test_the_share_is_the_difference_of_the_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"  # AAAA alone, so all of the counts differ: the norm of (1, -1) / 1
     rows = ["ACGTTGCAAAAAAA" if i % 2 else "AAAAAAAAAAAAAA" for i in range(200)]
     path.write_text("seq,label\n" + "".join(f"{s},{i % 2}\n" for i, s in enumerate(rows)))
-    assert oriented(read(path)) == 0  # within a class no row varies: there is no chance to tell
+    assert read(path).oriented() == 0  # within a class no row varies: there is no chance to tell
     path = write(tmp_path / "y.csv", 2000, turned=False, motif="A" * 40)
-    assert 0.9 < oriented(read(path)) < 1.1
+    assert 0.9 < read(path).oriented() < 1.1
 
 
 def test_a_few_rows_say_nothing(tmp_path: Path) -> None:
-    assert oriented(read(write(tmp_path / "x.csv", 30, turned=False))) == 0
+    assert read(write(tmp_path / "x.csv", 30, turned=False)).oriented() == 0
 
 
 def test_numbers_are_looked_at_as_one_group(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", 600, turned=False)
     path.write_text(path.read_text().replace(",0\n", ",0.5\n").replace(",1\n", ",1.5\n"))
-    assert oriented(read(path)) > ONE_STRAND
+    assert read(path).oriented() > ONE_STRAND
 
 
 def chosen(tmp_path: Path, turned: bool, **head: Any) -> HeadConfig:

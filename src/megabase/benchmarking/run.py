@@ -28,8 +28,7 @@ import yaml
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.rows import Splitter, Unit
 from megabase.benchmarking.suites import RECORD_FORMAT, SUITES, Suite, Task, choose_tasks
-from megabase.data.labeled import LabeledSequences
-from megabase.data.strands import ONE_STRAND, oriented
+from megabase.data.labeled import ONE_STRAND, LabeledSequences
 from megabase.errors import ConfigError, InputError, MissingDependencyError, RunError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_baseline
@@ -421,7 +420,7 @@ def _fit_baseline(job: Job, folder: Path, names: list[str]) -> dict[str, Any]:
     words, model = job.entry.words, job.entry.embedded
     family, size, embed = "overlap" if words is None else "kmer", 0, None
     if model is not None:
-        both = oriented(job.splits["train"]) < ONE_STRAND
+        both = job.splits["train"].oriented() < ONE_STRAND
         embedder = Embedder(
             model, pooling="all", long="chunks", strands="both" if both else "forward"
         )

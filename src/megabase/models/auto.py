@@ -28,8 +28,9 @@ from megabase.models.tokenizers.kmer import DNABERTTokenizer
 from megabase.untrusted import parsing, read_json, shown
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
-MASKED_MODEL = Path(__file__).parent / "default_masked"
-"""Folders of the models inside the package: a causal one and a masked one."""
+"""Folder of the causal model inside the package."""
+MASKED_MODEL = DEFAULT_MODEL.with_name("default_masked")
+"""Folder of the masked one."""
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")  # owner/name
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")  # of a model folder: never code or pickles
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.ckpt", "*.bin")  # of what convert reads

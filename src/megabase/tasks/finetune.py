@@ -22,9 +22,8 @@ from rich.console import Console
 from torch import nn
 
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
-from megabase.data.labeled import IGNORED, LabeledSequences, Ragged
+from megabase.data.labeled import IGNORED, ONE_STRAND, LabeledSequences, Ragged
 from megabase.data.leaks import leak_hint
-from megabase.data.strands import ONE_STRAND, oriented
 from megabase.errors import ConfigError, InputError
 from megabase.evaluate import metrics
 from megabase.genome import alphabet
@@ -40,13 +39,13 @@ from megabase.objectives.labels import (
     TrackLabels,
     Units,
 )
-from megabase.settings import HeadConfig, Stage, StartConfig, TrainConfig
+from megabase.settings import HeadConfig, OptimConfig, Stage, StartConfig, TrainConfig
 from megabase.tasks.config import FinetuneConfig, LabeledConfig
 from megabase.tasks.labeled_data import describe_data, read_splits, split_lines
 from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out, write_arrays
 from megabase.training.checkpoint import SaveModel
 from megabase.training.evaluation import EvalSet, evaluate
-from megabase.training.optimizer import choose_optimizer
+from megabase.training.optimizer import build_optimizer
 
 _EVAL_BATCH = 64
 """Most sequences of a validation batch by default: more are not faster and take memory."""
@@ -138,7 +137,7 @@ class LabeledRun:
         sets = self._batches()
         settings = self._resolved()
         whole = settings.devices.strategy != "fsdp"
-        settings = replace(settings, optim=choose_optimizer(model, settings.optim, whole))
+        settings = replace(settings, optim=_choose_optimizer(model, settings.optim, whole))
         schedule = lay_out(settings, fabric, sets["train"])
         if config.predictions:
             _check_predictions(splits, schedule.world)
@@ -274,7 +273,7 @@ def _choose_strands(config: LabeledConfig, train: LabeledSequences) -> tuple[Lab
         # Features of either strand are as true of the other one; tracks may be of one strand.
         share = 0.5 if config.genome.features and config.genome.strand == "either" else 0.0
     elif share is None:
-        found = oriented(train)
+        found = train.oriented()
         share = 0.0 if found >= ONE_STRAND else 0.5
         why = f" (k-mers of the two strands differ by {found:.1%})"
     average = share > 0 if average is None else average
@@ -287,6 +286,18 @@ def _choose_strands(config: LabeledConfig, train: LabeledSequences) -> tuple[Lab
     return replace(
         config, head=replace(head, reverse_complement=share, strand_average=average)
     ), line
+
+
+def _choose_optimizer(model: nn.Module, optim: OptimConfig, whole: bool) -> OptimConfig:
+    """Name Muon where it has matrices to take, `whole` on each device, and AdamW elsewhere."""
+    if optim.name is not None:
+        return optim
+    muon = replace(optim, name="muon")
+    try:
+        build_optimizer(model, muon)
+    except ConfigError:  # it has none
+        whole = False
+    return muon if whole else replace(optim, name="adamw")
 
 
 def _units_of(config: LabeledConfig, splits: Mapping[str, LabeledSequences]) -> Units | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,15 +24,6 @@ _LAYER_WEIGHT = re.compile(r"\.layers?\.\d+\..*\.weight$")
 _SMALLEST = 32
 """Least rows and columns of a matrix that Muon takes: what is smaller (the short filters, the
 positional features of a filter) has no spectrum to speak of."""
-
-
-def choose_optimizer(module: nn.Module, config: OptimConfig, whole: bool) -> OptimConfig:
-    """Give the settings with a name: Muon where it has matrices to take, `whole` on each device."""
-    if config.name is not None:
-        return config
-    learned = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-    takes = whole and any(_is_layer_matrix(name, p) for name, p in learned)
-    return replace(config, name="muon" if takes else "adamw")
 
 
 def build_optimizer(
