@@ -15,7 +15,7 @@ from tests.made_tables import write_table
 
 from megabase import load
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.run import _check_entry, run_benchmark
+from megabase.benchmarking.run import _check_entry, _check_overlap, run_benchmark
 from megabase.benchmarking.table import Tables
 from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.report.benchmark_page import write_benchmark_page
@@ -297,6 +297,21 @@ def test_a_linear_model_reads_what_a_frozen_model_says(tmp_path: Path, data: Pat
     assert embedded["parameters"] == width + 1 + load().hf.num_parameters()
 
 
-def test_embeddings_of_a_model_that_is_not_there(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(MegabaseError, match="nowhere"):
-        run_benchmark(settings(tmp_path, data, models="./nowhere:embeddings"))
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [("./nowhere", "nowhere"), ("hyenadna", "no trained weights"), ("scratch", "no trained")],
+)
+def test_embeddings_need_a_trained_model(
+    tmp_path: Path, data: Path, start: str, message: str
+) -> None:
+    with pytest.raises(MegabaseError, match=message):
+        run_benchmark(settings(tmp_path, data, models=f"kmer:2,{start}:embeddings"))
+    assert not (tmp_path / "sweep" / "runs").exists()  # told before anything is run
+
+
+def test_embeddings_need_labeled_sequences(tmp_path: Path) -> None:
+    asked = BenchmarkConfig(
+        suite="variants", data="x", models="default:embeddings", output=str(tmp_path / "sweep")
+    )
+    with pytest.raises(MegabaseError, match="reads labeled sequences"):
+        _check_overlap(asked)

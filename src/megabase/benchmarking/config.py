@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -60,6 +60,14 @@ class ModelEntry(Settings):
     def embedded(self) -> str | None:
         """The model whose embeddings a linear model reads (default:embeddings); None for others."""
         return self.start.removesuffix(_EMBEDDED) if self.start.endswith(_EMBEDDED) else None
+
+    def check_embedded(self) -> None:
+        """Refuse embeddings of a model that does not exist, or has no trained weights."""
+        if self.embedded is None:
+            return
+        fields = replace(self, start=self.embedded).model_fields()
+        if "family" in fields or fields.get("from_scratch"):
+            raise InputError(f"{self.name}: {self.embedded} has no trained weights to embed with")
 
     @property
     def is_baseline(self) -> bool:

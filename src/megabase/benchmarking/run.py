@@ -98,6 +98,7 @@ def run_benchmark(
                 MissingDependencyError.load(
                     "sklearn", "suites", "the k-mer baseline", "scikit-learn"
                 )
+                entry.check_embedded()
             else:
                 _check_entry(config, entry)
         if suite.fit is not None or suite.load is None:
@@ -142,11 +143,16 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
 
 
 def _check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
-    """Refuse the overlap baseline where there are no classes, or (`task` None) no rows to read."""
+    """Refuse overlap where there are no classes, and it and embeddings where no rows are read."""
     kind, where = None, config.suite
     if task is not None:
         kind, where = task.kind, f"{task.name}, whose labels are of kind {task.kind}"
     for entry in config.entries:
+        if entry.embedded is not None and task is None:
+            raise InputError(
+                f"{entry.name}: a linear model over embeddings reads labeled sequences, and the "
+                f"suite {where} has none; leave it out"
+            )
         if entry.start == "overlap" and kind != "classes":
             raise InputError(
                 f"{entry.name}: overlap looks for test rows in training rows of the same class, "

@@ -176,8 +176,6 @@ class Embedder:
 
     def _every_pool(self, codes: Codes) -> Tensor:
         """Give the pools of ``all`` for a batch of pieces of one length, (batch, width)."""
-        from megabase.layers.pooling import pool
-
         units: list[Tensor] = []
         hooks = [
             module.register_forward_hook(

@@ -27,16 +27,11 @@ _PLAIN = (nn.Linear, nn.LayerNorm, nn.Conv1d, ResidualLinear)
 """Classes whose forward pass is known here; a subclass may do anything."""
 _ORDINARY = (nn.Parameter, Tensor, FakeTensor)
 """Kinds of tensors that are nothing but their values, or their shapes where a step is traced."""
-_GLOBAL_HOOKS = (
-    "_global_forward_pre_hooks", "_global_forward_hooks",
-    "_global_backward_pre_hooks", "_global_backward_hooks",
-)  # fmt: skip
-"""Hooks of every module, by names that torch 2.6 has; its own test of them came later."""
 
 
 def untouched(*modules: nn.Module) -> bool:
     """Whether calling modules only runs their class's forward pass: there are no hooks."""
-    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
+    if torch_module._has_any_global_hook():
         return False
     return not any(
         module._forward_hooks

@@ -55,9 +55,9 @@ _MONITORS = {
 }  # fmt: skip
 """What chooses the best checkpoint by default: the metric that the field reports most."""
 _SEQUENCES, _BASES, _EPOCHS = 32_000, 2e7, (2, 20)
-"""What training reads unless told otherwise: this many sequences (500 steps of 64: on six tasks of
-GUE the best checkpoints lie before 350), at most this many bases (about an hour of two cores with
-the packaged model), in 2 passes at least, for large tables, and 20 at most, for small ones."""
+"""What training reads unless told otherwise: this many sequences (500 steps of 64: on small tables
+of GUE the best checkpoints lie at steps 330 to 460), at most this many bases (about half an hour of
+two cores with the packaged model), in 2 passes at least, for large tables, and 20 at most."""
 _VALIDATIONS = 8  # of a run at least, unless told otherwise: enough to find the best checkpoint
 _MOST_CLASSES = 10  # classes that the plan lists: as many as fit a line
 

@@ -65,8 +65,9 @@ def build_optimizer(
 
 
 def _is_layer_matrix(name: str, parameter: Tensor) -> bool:
-    """Say whether this is a matrix inside the layers: no embedding, head or network of a filter."""
-    inside = _LAYER_WEIGHT.search(name) is not None and ".implicit_filter." not in name
+    """Say whether this is a matrix of the layers: no embedding, head, adapter, filter's network."""
+    small = ".implicit_filter." in name or ".lora_" in name  # an adapter is a product of two
+    inside = _LAYER_WEIGHT.search(name) is not None and not small
     return inside and parameter.ndim == 2 and min(parameter.shape) >= _SMALLEST
 
 
