@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,3 +247,62 @@ def test_families_without_prompts() -> None:
         PromptedModel(build().hyena, tokens(1))
     with pytest.raises(ModelError, match="looks ahead"):
         PromptedModel(build(bidirectional="two_sided"), tokens(1))
+
+
+@pytest.mark.parametrize("family", ["hyenadna", "gpt", "mamba"])
+@pytest.mark.parametrize(("position", "length"), [("before", 3), ("after", 3), ("both", 4)])
+def test_every_layer_reads_tokens_of_its_own(family: str, position: str, length: int) -> None:
+    model = build(family)
+    before = {"before": length, "after": 0, "both": -(-length // 2)}[position]
+    prompted = PromptedModel(model, tokens(length, position, layers="all"))
+    vectors, deeper = prompted.vectors, prompted.deeper
+    assert vectors is not None
+    assert deeper is not None
+    assert deeper.shape == (1, length, 8)
+    ids = IDS[:, :5]
+    said = prompted(ids)
+    places = [*range(before), *range(before + 5, length + 5)]
+    seen = []
+
+    def replace(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, residual, *rest = given
+        total = hidden + residual
+        for place, vector in zip(places, deeper[0], strict=True):
+            total[:, place] = vector
+        seen.append(total)
+        return total, None, *rest
+
+    base = model.base_model
+    table = model.get_input_embeddings()
+    own = vectors[None].expand(2, -1, -1)
+    parts = [own[:, :before], table(ids), own[:, before:]]
+    parts.append(table(torch.tensor([[SEP]] * 2)))
+    hook = getattr(base, "backbone", base).layers[1].register_forward_pre_hook(replace)
+    expected = by_hand(model, parts)[:, -1]
+    hook.remove()
+    assert len(seen) == 1
+    torch.testing.assert_close(said.token_logits, expected)
+    said.logits.sum().backward()
+    assert deeper.grad is not None
+    assert deeper.grad.abs().sum() > 0
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_tokens_of_every_layer_stay_where_padding_moves_them() -> None:
+    prompted = PromptedModel(build(), tokens(4, "both", layers="all"))
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        padded = prompted(IDS[:1], mask)
+        whole = prompted(IDS[:1, :4])
+    torch.testing.assert_close(padded.logits, whole.logits)
+
+
+def test_tokens_of_every_layer_are_saved(tmp_path: Path) -> None:
+    model = build()
+    prompted = PromptedModel(model, head(3, layers="all")).eval()
+    save_prompt(prompted, tmp_path, model="m")
+    again = load_prompt(tmp_path, model)
+    assert again.spec.layers == "all"
+    assert again.trained_parameters == 3 * 8 * 2 + 2 * 8 + 2
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits, prompted(IDS).logits)

@@ -318,6 +318,8 @@ class PromptSettings(Settings):
     """Soft-prompt tokens; 0 measures the frozen model (with the head: trains the head alone)."""
     position: Literal["before", "after", "both"] = "before"
     """Where they are: before the sequence (as published), after it, or half on each side."""
+    layers: Literal["first", "all"] = "first"
+    """Layers that read them: the first (as published), or all, each with tokens of its own."""
     answer: Literal["label_tokens", "head"] = "label_tokens"
     """label_tokens: the next token after a separator is the letter of the class, as published
     (classes only, up to five). head: a linear layer over the model's hidden vectors."""

@@ -102,8 +102,8 @@ def _spec(
     settings: PromptSettings, pooling: str | None, tokens: TokenEncoder, train: LabeledSequences
 ) -> prompt.PromptSpec:
     spec: dict[str, Any] = {
-        "length": settings.length, "position": settings.position, "answer": settings.answer,
-        "classes": train.classes, "kind": train.kind,
+        "length": settings.length, "position": settings.position, "layers": settings.layers,
+        "answer": settings.answer, "classes": train.classes, "kind": train.kind,
     }  # fmt: skip
     if settings.answer == "head":
         over = settings.over

@@ -10,8 +10,10 @@ HazyResearch/hyena-dna, which puts the prompt first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -34,6 +36,7 @@ from megabase.untrusted import build, parsing, read_json, shown
 _Position = Literal["before", "after", "both"]
 _Answer = Literal["label_tokens", "head"]
 _Over = Literal["sequence", "prompt", "all"]
+_Layers = Literal["first", "all"]
 PROMPTED_FAMILIES = ("hyenadna", "gpt", "mamba")
 """Families that read embeddings in place of tokens and predict the next token."""
 PROMPT_FILES = ("prompt.json", "prompt.safetensors")  # files of a saved prompt
@@ -73,6 +76,7 @@ class PromptSpec:
     position: _Position = "before"
     """Where it is. ``both``: the first half, rounded up, before and the rest after the sequence."""
     answer: _Answer = "label_tokens"  # next token after a separator, or a linear head
+    layers: _Layers = "first"  # that read it: the first, or each has soft-prompt tokens of its own
     # Of label tokens: the letter and the token id of each class; the separator after which the
     # model answers; whether the letters of the classes only are compared, not all logits.
     letters: str = ""
@@ -91,7 +95,7 @@ class PromptSpec:
     def __post_init__(self) -> None:
         choices = {
             "position": get_args(_Position), "answer": get_args(_Answer), "over": get_args(_Over),
-            "pooling": [name for name in POOLINGS if name != "hf"],
+            "pooling": [name for name in POOLINGS if name != "hf"], "layers": get_args(_Layers),
         }  # fmt: skip
         _refuse(
             (getattr(self, name) not in known,
@@ -181,6 +185,9 @@ class PromptedModel(nn.Module):
             )
         vectors, classes = start.detach().clone().to(**options), len(spec.classes)
         self.vectors = nn.Parameter(vectors) if spec.length else None
+        deep = spec.length and spec.layers == "all"
+        layers = torch.randn(len(self._layers()) - 1, spec.length, width) * _NOISE if deep else None
+        self.deeper = None if layers is None else nn.Parameter(layers.to(**options))
         self.head = nn.Linear(width, classes, **options) if spec.answer == "head" else None
         self.config: Any = copy.deepcopy(model.config)
         for name, value in label_fields(spec.kind, spec.classes).items():
@@ -193,6 +200,10 @@ class PromptedModel(nn.Module):
     def model(self) -> PreTrainedModel:
         """The frozen model."""
         return self._frozen[0]
+
+    def _layers(self) -> Sequence[nn.Module]:
+        base: Any = self.model.base_model
+        return getattr(base, "backbone", base).layers
 
     @property
     def max_length(self) -> int | None:
@@ -306,9 +317,35 @@ class PromptedModel(nn.Module):
                 f"sequence to {int(longest) - self.spec.extra:,} tokens or take a shorter prompt"
             )
         mask = None if attention_mask is None else (kinds != _PAD).long()
-        base = self.model.base_model
-        output = base(inputs_embeds=embeddings, attention_mask=mask, return_dict=True)
+        with self._deeper(kinds == _PROMPT):
+            output = self.model.base_model(
+                inputs_embeds=embeddings, attention_mask=mask, return_dict=True
+            )
         return output.last_hidden_state, kinds
+
+    @contextmanager
+    def _deeper(self, place: Tensor) -> Iterator[None]:
+        """Let every layer but the first read soft-prompt tokens of its own, at True of (n, T)."""
+
+        def put(at: int, _: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            # A layer reads the sum of its first two arguments, of which the second may be None.
+            hidden, residual, *rest = given
+            own = cast("Tensor", self.deeper)[at].to(hidden.dtype).expand(len(hidden), -1, -1)
+            own = F.dropout(own, self.dropout, self.training)
+            hidden = hidden.masked_scatter(place[..., None], own)
+            if residual is not None:
+                residual = residual.masked_fill(place[..., None], 0)
+            return hidden, residual, *rest
+
+        layers = [] if self.deeper is None else self._layers()[1:]
+        hooks = [
+            layer.register_forward_pre_hook(partial(put, at)) for at, layer in enumerate(layers)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _assemble(
         self, input_ids: Tensor, attention_mask: Tensor | None, closed: bool = True
