@@ -50,8 +50,9 @@ lint: $(VENV)/.test
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# Two processes of one thread each: most tests do little arithmetic, and Python uses one core.
 test: lint $(VENV)/.demo
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What takes longer than continuous integration should: long fuzzing, suites of other projects.
 test-slow: $(VENV)/.test

@@ -18,6 +18,7 @@ from benchmarks import (
     launches,
     prescore,
     runtime,
+    scaling,
     scan,
     step,
     variants,
@@ -39,10 +40,15 @@ MEASUREMENTS = {
     "store": (data.StoreConfig, data.run_store),
     "scan": (scan.ScanConfig, scan.run_scan),
     "prescore": (prescore.PrescoreConfig, prescore.run_prescore),
+    "scaling": (scaling.ScalingConfig, scaling.run_scaling),
     "variants": (variants.VariantsConfig, variants.run_variants),
 }
 """Settings and function of each; the function gives what is written as JSON."""
-PICTURES = {"runtime": runtime.save_plots, "gpu": gpu_page.save_page}
+PICTURES = {
+    "runtime": runtime.save_plots,
+    "gpu": gpu_page.save_page,
+    "scaling": scaling.save_plot,
+}
 """What is written beside the JSON."""
 
 

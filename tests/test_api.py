@@ -198,6 +198,8 @@ def test_the_model_is_one_of_transformers(model: mb.Model) -> None:
 
     assert isinstance(model.hf, transformers.PreTrainedModel)
     assert model.tokenizer("ACGT")["input_ids"]
+    said = "Model('megabase default', HyenaDNAForCausalLM, 1,877,120 parameters, cpu)"
+    assert repr(model) == said
 
 
 def test_importing_is_cheap_and_names_are_there() -> None:

@@ -143,6 +143,12 @@ class Model(Loaded):
     VCF and GFF, which are 1-based.
     """
 
+    def __repr__(self) -> str:
+        """One line; ``hf`` shows all modules."""
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        what = f"{type(self.model).__name__}, {count:,} parameters, {self.device}"
+        return f"Model({self.name!r}, {what})"
+
     @property
     def hf(self) -> PreTrainedModel:
         """The transformers model itself, with ``generate``, ``save_pretrained`` and the rest."""

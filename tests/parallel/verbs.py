@@ -47,8 +47,6 @@ def run(folder: Path, processes: int) -> None:
         ready = [word.replace("CALLS", f"calls-{processes}") for word in call]
         shared = ["--context-parallel"] * (processes > 1)
         assert command([*ready, "-o", str(folder / target), "--device", "cpu", *shared]) == 0
-        if processes > 1:
-            torch.distributed.destroy_process_group()
     regions = ["--regions", "chr1:1-300", "--window", "48", "--no-baselines", "--no-context"]
     target = folder / f"evaluate-{processes}.json"
     evaluate = ["evaluate", str(folder / "gpt"), "--genome", str(folder / "toy.mb"), *regions]

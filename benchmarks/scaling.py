@@ -1,0 +1,182 @@
+"""A scaling law of pretraining: loss against parameters and tokens, and what it says of long runs.
+
+The runs are ordinary ones, for example of sweeps over the tokens at several sizes; the law is
+``loss = floor + a / parameters^p + b / tokens^q`` (nats a base), as Hoffmann et al. fit it
+(arXiv 2203.15556, appendix D.3), each run with its own whole decay of the rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from benchmarks.harness import BenchError, OtherWork, Say, record
+from megabase.genome.files import write_whole
+from megabase.report.style import Size, Theme, as_svg
+from megabase.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SIZE = Size(860, 480, 12)
+"""Room for five lines, their labels and the runs that are foretold."""
+_UNITS = 1e6
+"""Parameters and tokens are counted in millions while fitting, so that all unknowns are near 1."""
+_HUBER = 1e-3
+"""Relative error from which a run counts linearly, as by Hoffmann et al.; outliers weigh less."""
+
+
+class Point(NamedTuple):
+    """What a run came to."""
+
+    name: str
+    parameters: int
+    tokens: int
+    loss: float
+    """Nats a base on the validation windows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig(Settings):
+    """Fitting loss against parameters and tokens of pretraining runs, and predicting long ones."""
+
+    runs: tuple[str, ...]
+    """Run folders, or folders of sweeps."""
+    predict: tuple[str, ...] = ()
+    """Run folders that are left out of the fit, and compared with what it says."""
+    points: tuple[tuple[int, int, float], ...] = ()
+    """More runs to compare with: parameters, tokens, validation perplexity."""
+
+    _limits: ClassVar[Mapping[str, str]] = {}
+
+    def _problems(self) -> Iterator[str]:
+        if not self.runs:
+            yield "runs names no folder"
+
+
+def run_scaling(config: ScalingConfig, say: Say) -> dict[str, Any]:
+    """Fit; see :class:`ScalingConfig`.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: the runs with what the law says of them, also of each one when it is left
+        out of the fit, the law, and the predictions with their relative errors.
+    """
+    others = OtherWork()
+    points = list(itertools.chain.from_iterable(map(_points, config.runs)))
+    if len(points) < len(LAW):
+        raise BenchError(f"a law of {len(LAW)} unknowns needs more than {len(points)} runs")
+    law = fit(points)
+    rows = []
+    for at, point in enumerate(points):
+        without = fit(points[:at] + points[at + 1 :], [law])
+        left_out = float(predicted(without, [point])[0])
+        rows.append(_row(point, law) | {"left_out_error": left_out / point.loss - 1})
+    ahead = list(itertools.chain.from_iterable(map(_points, config.predict)))
+    ahead += [Point("", n, d, math.log(perplexity)) for n, d, perplexity in config.points]
+    found = [_row(point, law) for point in ahead]
+    for row in rows + found:
+        say(
+            f"{row['parameters']:>10,} parameters {row['tokens']:>12,} tokens  loss "
+            f"{row['loss']:.4f}  law {row['law']:.4f}  error {row['error']:+.2%}"
+        )
+    named = dict(zip(LAW, map(float, law), strict=True))
+    say("  ".join(f"{name} {value:.4g}" for name, value in named.items()))
+    return record("scaling", config, others, law=named, runs=rows, predictions=found)
+
+
+LAW = ("floor", "a", "p", "b", "q")
+"""Unknowns: floor in nats, a and b with parameters and tokens in millions."""
+
+
+def fit(points: Sequence[Point], starts: Sequence[Any] = ()) -> NDArray[np.float64]:
+    """Fit the law to the logarithms of the losses, from several starts; give its unknowns."""
+    losses = np.log([point.loss for point in points])
+
+    def gaps(law: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.log(predicted(law, points)) - losses
+
+    grid = itertools.product((0.5, 1.0), (0.1,), (0.3, 0.8), (0.2,), (0.3, 0.8))
+    fits = [
+        least_squares(
+            gaps, start, bounds=([0] * len(LAW), [np.inf, np.inf, 2, np.inf, 2]),
+            loss="huber", f_scale=_HUBER,
+        )
+        for start in starts or grid
+    ]  # fmt: skip
+    return min(fits, key=lambda one: one.cost).x
+
+
+def predicted(law: NDArray[np.float64], points: Sequence[Point]) -> NDArray[np.float64]:
+    """Give the losses that the law says."""
+    floor, a, p, b, q = law
+    sizes = np.array([[point.parameters, point.tokens] for point in points]) / _UNITS
+    return floor + a * sizes[:, 0] ** -p + b * sizes[:, 1] ** -q
+
+
+def _row(point: Point, law: NDArray[np.float64]) -> dict[str, Any]:
+    said = float(predicted(law, [point])[0])
+    return {**point._asdict(), "law": said, "error": said / point.loss - 1}
+
+
+def _points(folder: str) -> list[Point]:
+    """Read a run, or all runs of a sweep."""
+    results = sorted(Path(folder).glob("result.json")) or sorted(Path(folder).glob("*/result.json"))
+    if not results:
+        raise BenchError(f"{folder} holds no finished run: expected result.json in it")
+    found = []
+    for path in results:
+        known = json.loads(path.read_text())
+        sizes = known["trained_parameters"], known["trained_tokens"]
+        name = f"{path.parent.parent.name}/{path.parent.name}"
+        found.append(Point(name, *sizes, known["valid"]["loss"]))
+    return found
+
+
+def save_plot(summary: Mapping[str, Any], output: Path) -> list[Path]:
+    """Write loss against tokens as SVG beside the JSON, a line for each size."""
+    path = output.with_suffix(".svg")
+    write_whole(path, as_svg(partial(_draw, summary), size=_SIZE), True)
+    return [path]
+
+
+def _draw(summary: Mapping[str, Any], figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw runs as dots, the law as lines, and runs that it was not fitted to as crosses."""
+    axes = size.axes(figure, 70, 60, 20, 20)
+    axes.set_xscale("log")
+    law = np.array([summary["law"][name] for name in LAW])
+    rows, ahead = summary["runs"], summary["predictions"]
+    sizes = sorted({row["parameters"] for row in rows})
+    most = max(row["tokens"] for row in rows + ahead)
+    for at, parameters in enumerate(sizes):
+        own = [row for row in rows if row["parameters"] == parameters]
+        shade = 0.35 + 0.65 * at / max(1, len(sizes) - 1)
+        tokens = np.geomspace(min(row["tokens"] for row in rows), most)
+        line = predicted(law, [Point("", parameters, int(count), 0.0) for count in tokens])
+        inside = tokens <= max(row["tokens"] for row in own)
+        axes.plot(tokens[inside], line[inside], color=theme.model, alpha=shade, linewidth=1.5)
+        axes.plot(tokens, line, "--", color=theme.model, alpha=shade, linewidth=1)
+        axes.plot(
+            [row["tokens"] for row in own], [row["loss"] for row in own], "o",
+            color=theme.model, alpha=shade, markersize=6, label=f"{parameters:,} parameters",
+        )  # fmt: skip
+    for row in ahead:
+        axes.plot(
+            row["tokens"], row["loss"], "x", color=theme.baseline, markersize=9, markeredgewidth=2,
+            label=f"{row['parameters']:,}, not fitted: law {row['error']:+.1%}",
+        )  # fmt: skip
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel("validation loss, nats a base")
+    axes.grid(True)
+    axes.legend(frameon=False, fontsize=size.text - 2)
