@@ -3,8 +3,6 @@
 The text under a keyword is the help of its flag, and says what happens when it is not given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Named building blocks, those of installed packages included."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points

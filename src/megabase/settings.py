@@ -5,8 +5,6 @@ program needs; the settings of a verb (:mod:`megabase.tasks.config`) are put tog
 classes, so that recipes, flags and Python arguments have the same flat names.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import importlib.util

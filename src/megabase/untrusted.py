@@ -4,8 +4,6 @@ A text file is bounded before it is read, JSON and YAML before they are walked, 
 foreign file is never written whole into a message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

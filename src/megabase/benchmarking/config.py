@@ -1,7 +1,5 @@
 """Settings of ``megabase benchmark``: which suite, models, protocol and seeds. Free of torch."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Sequence

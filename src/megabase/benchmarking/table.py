@@ -1,7 +1,5 @@
 """From the records of a sweep to its tables: tidy rows, one line for each model, Markdown."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -4,8 +4,6 @@
 transformers only when it runs, so every ``--help`` answers at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

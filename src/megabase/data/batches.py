@@ -1,7 +1,5 @@
 """Batches of labeled sequences, of any tokenizer: pure functions of (seed, index)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ needs no state. The mixer is the finalizer of SplitMix64 (Steele, Lea and Flood,
 pseudorandom number generators", OOPSLA 2014).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -6,13 +6,11 @@ side by side (``00111``), or names separated by blanks, commas or semicolons (``
 a dot is a base without a label.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +54,7 @@ class Ragged(NamedTuple):
     offsets: _Rows
 
     @classmethod
-    def of(cls, rows: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.uint8) -> Ragged:
+    def of(cls, rows: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.uint8) -> Self:
         """Join arrays; without any, an empty one of this type."""
         values = np.concatenate(rows) if rows else np.zeros(0, dtype=dtype)
         return cls(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))
@@ -70,9 +68,9 @@ class Ragged(NamedTuple):
         """Give the values of a row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def take(self, rows: _Rows) -> Ragged:
+    def take(self, rows: _Rows) -> Self:
         """Give some of the rows, in the given order."""
-        return Ragged.of([self.row(int(i)) for i in rows], self.values.dtype)
+        return self.of([self.row(int(i)) for i in rows], self.values.dtype)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class LabelTable:
             return f"{self.source}, {self.intervals[row]}"
         return self.names[row] if self.names is not None else f"{self.source}, row {row + 1:,}"
 
-    def take(self, rows: _Rows) -> LabelTable:
+    def take(self, rows: _Rows) -> Self:
         """Give some of the examples; each remembers its place in the file."""
         return replace(
             self,
@@ -104,7 +102,7 @@ class LabelTable:
             intervals=self.intervals and tuple(self.intervals[i] for i in rows),
         )
 
-    def checked(self) -> LabelTable:
+    def checked(self) -> Self:
         """Give the table back; an InputError names an example without sequence or labels."""
         if not self.sequences:
             raise InputError(f"{self.source} holds no sequence; expected one in each row")
@@ -164,7 +162,7 @@ class LabeledSequences:
         """Name the file and row of a sequence."""
         return self.text.where(int(self.rows[index]))
 
-    def take(self, indices: npt.NDArray[np.int64]) -> LabeledSequences:
+    def take(self, indices: npt.NDArray[np.int64]) -> Self:
         """Give some of the sequences, in the given order."""
         codes, offsets = Ragged(self.codes, self.offsets).take(indices)
         if self.kind in ("nucleotides", "tracks"):

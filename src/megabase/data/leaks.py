@@ -4,11 +4,9 @@ An example is near another when at least a share of its distinct 16-mers, on eit
 that one. Of large sets only a share of all k-mers is looked at, chosen by hash (FracMinHash).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +39,7 @@ class RowKmers(NamedTuple):
     rows: int  # number of rows, those without k-mers too
 
     @classmethod
-    def of(cls, rows: LabeledSequences, every: int = 1, k: int = _K_NEAR) -> RowKmers:
+    def of(cls, rows: LabeledSequences, every: int = 1, k: int = _K_NEAR) -> Self:
         """Collect k-mers, or the 1/`every` of them that a hash selects."""
         pairs = [(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))]
         for first, last in _pieces(rows.offsets):
@@ -60,14 +58,12 @@ class RowKmers(NamedTuple):
         return cls(hashes, at, len(rows))
 
     @classmethod
-    def of_each(cls, splits: Mapping[str, LabeledSequences]) -> dict[str, RowKmers]:
+    def of_each(cls, splits: Mapping[str, LabeledSequences]) -> dict[str, Self]:
         """Collect the k-mers of every split, the same share of them everywhere."""
         every = _sampling_rate(*splits.values())
         return {name: cls.of(rows, every) for name, rows in splits.items()}
 
-    def largest_shares(
-        self, others: RowKmers, labels: _Rows, classes: int
-    ) -> npt.NDArray[np.float32]:
+    def largest_shares(self, others: Self, labels: _Rows, classes: int) -> npt.NDArray[np.float32]:
         """Give, by class, the largest share of a row's k-mers that one other row of it holds.
 
         `labels` are the classes of the others, which may be the same set: then a row is not

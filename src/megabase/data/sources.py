@@ -1,7 +1,5 @@
 """Sequences as streams, from FASTA, tables, BED or VCF; and genomes by any name."""
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -65,7 +63,7 @@ class Sequence:
         return len(self.codes) - self.context - self.after
 
     @staticmethod
-    def columns(sequences: list[Sequence]) -> dict[str, Any]:
+    def columns(sequences: "list[Sequence]") -> dict[str, Any]:
         """Give the columns that say where sequences come from: 0-based half-open, as BED."""
         columns: dict[str, Any] = {"name": [item.name for item in sequences]}
         places = [item.interval for item in sequences]

@@ -7,8 +7,6 @@ Base codes stay one byte a base until the last moment: strand and shift are take
 only then are they looked up as token ids (eight bytes a base).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch

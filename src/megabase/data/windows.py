@@ -5,8 +5,6 @@ that stage. Coordinates are 0-based half-open. `length` counts the positions the
 `extra` the bases after them that only a target needs (1 for next-token prediction).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, NamedTuple

@@ -5,8 +5,6 @@ the sequence's k-mers, and each feature is divided by its standard deviation ove
 The penalty is chosen on the validation rows, among nine values; test rows are scored once.
 """
 
-from __future__ import annotations
-
 import math
 import time
 import warnings

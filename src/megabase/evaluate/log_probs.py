@@ -11,8 +11,6 @@ which. Causal HyenaDNA models read long sequences in about two copies of their h
 Shape suffixes: B batch, L positions, V columns of the logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 

@@ -8,8 +8,6 @@ of the second copy are in the first row. Every test, at every distance, takes th
 Shape suffixes of names: n segments, s bases of a segment.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -12,8 +12,6 @@ one fixed number (:data:`DEFAULT_RATE`), or fitted on a part of the training reg
 back; the second trusts long contexts too much on DNA without the repeats that training has.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -6,14 +6,12 @@ being a logit above 0, and the value is the mean over labels. All is computed in
 where counts are enough, so that a bootstrap and streamed counts give the same digits.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -359,7 +357,7 @@ class _Part(NamedTuple):
     label: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, rows: _Ints, score: _Floats, label: npt.NDArray[np.bool_]) -> _Part:
+    def of(cls, rows: _Ints, score: _Floats, label: npt.NDArray[np.bool_]) -> Self:
         rows = rows[np.argsort(score[rows], kind="stable")]
         new = np.append(True, np.diff(score[rows]) != 0)
         return cls(rows, np.flatnonzero(new), label[rows])

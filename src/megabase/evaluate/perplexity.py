@@ -9,8 +9,6 @@ target blocks again with longer and longer windows; the targets of a block of t 
 1, ..., c`` bases at context length c.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What an evaluation found, as small frozen records, and evaluations of several models compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -172,7 +170,7 @@ class EvaluationResult:
             return build(cls, record)
 
     @staticmethod
-    def compare(results: Sequence[EvaluationResult]) -> str:
+    def compare(results: "Sequence[EvaluationResult]") -> str:
         """Put evaluations of the same bases side by side, with the best of their baselines.
 
         Gives a table in Markdown: models in the order given, then the best baseline, and notes.

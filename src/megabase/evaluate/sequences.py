@@ -1,7 +1,5 @@
 """Sequences as functions take them, cut into windows and run through a model in batches."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -90,8 +88,8 @@ def record_name(names: Sequence[str] | None, number: int) -> str:
 
 
 def stitched(
-    spans: Sequence[Span], part: tuple[int, int], batch_tokens: int,
-    answer: Callable[[Sequence[Span]], NDArray[np.float32]],
+    spans: "Sequence[Span]", part: tuple[int, int], batch_tokens: int,
+    answer: "Callable[[Sequence[Span]], NDArray[np.float32]]",
 ) -> NDArray[np.float32]:  # fmt: skip
     """Put what windows say together, float32 (bases, width); where several count, the mean.
 

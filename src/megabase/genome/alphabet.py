@@ -7,8 +7,6 @@ other than A, C, G, T (R, Y, S, W, K, M, B, D, H, V, and U) become N. K-mers are
 a base, the first base highest.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise

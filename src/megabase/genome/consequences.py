@@ -5,8 +5,6 @@ ALT share, at the front first, and put into the spliced transcript, which is tra
 codons over an intron, both strands, and stops restored by what follows come out right.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,7 +133,7 @@ class Annotation:
         self._spliced = lru_cache(_CACHED)(self._splice)
 
     @classmethod
-    def read(cls, path: str | Path, store: Genome, *, strict: bool = False) -> Annotation:
+    def read(cls, path: str | Path, store: Genome, *, strict: bool = False) -> Self:
         """Read GFF3 or GTF (plain or gzip), rows as :func:`megabase.genome.tables.read_gff`.
 
         An InputError when there is no transcript: no exon or CDS that belongs to anything.

@@ -5,8 +5,6 @@ turned into codes by one pass over its bytes (:meth:`bytes.translate` maps lette
 ends at once), so no Python code runs for a line, whatever the line length.
 """
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ symbolic link stays, and the file it names is replaced; pipes, terminals and ``/
 written to directly. Every failure to write is an OutputError of one line.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

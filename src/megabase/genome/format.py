@@ -19,8 +19,6 @@ The magic and the version stand at the same place in every version. The metadata
 it is known last when a genome is streamed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ Coordinates are 0-based and half-open everywhere in megabase; text for people is
 :func:`one_based` turn one into the other.
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Iterable
@@ -189,7 +187,7 @@ class Interval:
         start = self.center - length // 2
         return replace(self, start=start, end=start + length)
 
-    def contains(self, other: Interval) -> bool:
+    def contains(self, other: Self) -> bool:
         """Whether every base of ``other`` lies in this interval, on either strand."""
         return self.contig == other.contig and self.start <= other.start and other.end <= self.end
 

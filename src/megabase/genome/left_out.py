@@ -1,7 +1,5 @@
 """Rows that cannot be used: one set of reasons, one count and one message for every reader."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Numbers along a genome: bigWig and bedGraph files, read by place."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import mmap

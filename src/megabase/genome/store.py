@@ -5,15 +5,13 @@ are fetched and shares them between all processes. A store holds no open handle 
 share by accident, and pickles as its path, so workers of any start method use it as it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import itertools
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,7 +75,7 @@ class Genome:
     def build(
         cls, sources: str | Path | Sequence[str | Path], path: str | Path, *,
         name: str | None = None, overwrite: bool = False, progress: Progress | None = None,
-    ) -> Genome:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Stream FASTA files into a store file and open it.
 
         Parameters

@@ -4,8 +4,6 @@ Every frame has the columns ``contig`` (String), ``start`` and ``end`` (Int64), 
 file; given a store, contigs have the names that the store uses.
 """
 
-from __future__ import annotations
-
 import re
 import urllib.parse
 from collections.abc import Callable, Collection, Sequence

@@ -7,8 +7,6 @@ times the mean gradient on the straight way from a baseline X' to X (Sundararaja
 arXiv 1703.01365), computed by captum: its sum is f(X) - f(X') but for a gap, which is given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ final norm (``output_hidden_states``). Only tokens that stand for bases are pool
 sequence gets the vector that it would get alone.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

@@ -4,8 +4,6 @@ Scores are those of :mod:`megabase.inference.variants.scorer`: each base has a w
 with the base at the middle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +61,7 @@ class Mutagenesis:
         return f"Mutagenesis({self.interval}, {', '.join(self.scores)})"
 
     @classmethod
-    def read(cls, path: str | Path) -> Mutagenesis:
+    def read(cls, path: str | Path) -> "Mutagenesis":
         """Read a ``.parquet`` or ``.npz`` of ``megabase ism``; InputError for another file."""
         path = Path(path)
         with parsing(path, InputError, "expected a file that megabase ism wrote"):

@@ -5,8 +5,6 @@ number of threads, so neither does the output. Beyond a machine work is shared b
 chunks each: chunk n goes to shard n modulo their number, and there to a process in the same way.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import itertools

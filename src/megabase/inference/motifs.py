@@ -21,8 +21,6 @@ log-likelihood of the bases outside the motif or interval: its own bases, which 
 neither before nor after.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

@@ -7,8 +7,6 @@ folder for temporary files; of shard 2 of 3 in ``OUTPUT.shard-2-of-3``, which st
 and numbers along a genome never holds more than one part, whatever the size of the whole.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -18,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -61,9 +59,7 @@ class Provenance:
     version: str = __version__
 
     @classmethod
-    def of(
-        cls, verb: str, ready: Any, source: SequenceInput, options: Mapping[str, Any]
-    ) -> Provenance:
+    def of(cls, verb: str, ready: Any, source: SequenceInput, options: Mapping[str, Any]) -> Self:
         """Describe what is made of a file; `ready` has the ``name`` and ``digest`` of a model."""
         genome = sha256 = None
         if source.genome is not None:
@@ -104,7 +100,7 @@ class Shard(NamedTuple):
     out_of: int = 1
 
     @classmethod
-    def parse(cls, text: str | None) -> Shard:
+    def parse(cls, text: str | None) -> Self:
         """Read ``2/3``; the whole for None. InputError for anything else."""
         match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text or "1/1")
         if match is None or int(match[1]) > int(match[2]):
@@ -162,7 +158,7 @@ class PartFolder:
     def open(
         cls, target: Path, provenance: Provenance, suffix: str, *, resume: bool = False,
         overwrite: bool = False, shard: Shard = _WHOLE, device: str | None = None,
-    ) -> PartFolder:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Begin an output, or resume an interrupted one; :meth:`release` it at the end.
 
         An interrupted run is resumed only with equal provenance and kind of `device` (None where
@@ -424,7 +420,7 @@ class Run(NamedTuple):
     values: NDArray[np.float32]
 
     @classmethod
-    def read(cls, parts: Sequence[Path], column: str = "values") -> Iterator[Run]:
+    def read(cls, parts: Sequence[Path], column: str = "values") -> Iterator[Self]:
         """Read intervals of parts: contig, start, strand and a list, the column."""
         columns = ["contig", "start", "strand", column]
         for part in parts:

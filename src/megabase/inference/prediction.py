@@ -1,7 +1,5 @@
 """Predictions of fine-tuned models: by sequence, by base, and along a genome into bigWig or BED."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -5,8 +5,6 @@ from both sides, itself hidden (a pseudo-log-likelihood). Probabilities are over
 letters are read but not scored.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

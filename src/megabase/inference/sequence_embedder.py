@@ -1,7 +1,5 @@
 """A scikit-learn transformer from sequences to embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, Self
 

@@ -7,8 +7,6 @@ Shape suffixes of the attention: B batch, L positions, D model width, N heads, H
 Q query, K key.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast

@@ -5,8 +5,6 @@ Shape suffixes: B batch, L positions or lags from 0, D model width, P projected 
 filter channels (O D).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -10,8 +10,6 @@ Shape suffixes: B batch, L positions, D model width, P projected channels, K tap
 convolution, N heads, H width of a head, T positions of a block; l and d are pieces of L and D.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast

@@ -5,8 +5,6 @@ until the module is called. What reads the weights of another module asks :func:
 calls the module where it does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -7,8 +7,6 @@ Shape suffixes: B batch, L positions, D channels of the model, E inner channels,
 N states per channel, K taps of the convolution, P = K - 1.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

@@ -3,8 +3,6 @@
 Every mode but the two published ones looks at real tokens only.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

@@ -4,8 +4,6 @@
 it, never a freshly drawn number.
 """
 
-from __future__ import annotations
-
 import hashlib
 import operator
 import os

@@ -1,7 +1,5 @@
 """What the families share below their heads: settings, tied tensors, arguments, groups."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping

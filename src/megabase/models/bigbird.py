@@ -7,8 +7,6 @@ here they are left as they were. The random blocks of training are used in evalu
 ``config.random_blocks``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast

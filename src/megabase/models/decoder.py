@@ -4,8 +4,6 @@ A mixer moves information between positions. Its name in the configuration choos
 registered ones (:func:`register_mixer`), so another mixer needs no other family.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable

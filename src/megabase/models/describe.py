@@ -11,8 +11,6 @@ padded inputs, spectra and outputs of one long convolution.
 Peaks against estimates are measured by ``python -m benchmarks memory``.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ family with :func:`register_family`, or with an entry point of the group ``megab
 value is the :class:`Family`.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Iterable, Mapping

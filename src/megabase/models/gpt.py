@@ -4,8 +4,6 @@ State-dict names are those of HyenaDNA with the prefix ``gpt.``; within a block,
 ``mixer.out_proj`` take the place of the Hyena operator.
 """
 
-from __future__ import annotations
-
 from megabase.models.base import Problems
 from megabase.models.decoder import DecoderConfig, DecoderModel, DecoderPreTrainedModel
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier

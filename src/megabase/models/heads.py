@@ -1,7 +1,5 @@
 """The heads of all families for tokens, labels of sequences and of nucleotides; losses; BERTs."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence

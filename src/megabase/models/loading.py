@@ -1,7 +1,5 @@
 """The one loader of every verb: a model by name or as it is, with its tokenizer, name and hash."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Published model shapes by name; ``megabase info --list`` prints the table."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What Mamba and Caduceus share: settings, initial weights, groups, shapes of published weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Objectives give sums, never means: the engine adds the sums of all micro-batches
 divides once by the global count, so the way a batch is split never changes the gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

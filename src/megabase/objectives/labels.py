@@ -7,8 +7,6 @@ without demonstrations reads the logits one position too early (at the last base
 separator, where its evaluation reads them); here both read them at the separator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self

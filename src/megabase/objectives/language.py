@@ -1,7 +1,5 @@
 """Language-model objectives on windows of DNA: next-base prediction and masked bases."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

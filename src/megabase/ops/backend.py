@@ -8,8 +8,6 @@ asked for, and where an operator has no kernel of it the plain path. ``reference
 definitions. An unknown name, or kernels that are asked for and missing, are errors.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

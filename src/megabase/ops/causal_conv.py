@@ -5,8 +5,6 @@ What stands before the selective scan in a Mamba mixer (arXiv 2312.00752, figure
 Shape suffixes: B batch, L positions, E channels, K taps, P = K - 1 positions before the first.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import torch

@@ -6,8 +6,6 @@ over lags, and its backward pass computes them again.
 Shape suffixes: M lags, E features, W width, C filter channels; m is a piece of M.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple

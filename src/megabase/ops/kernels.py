@@ -1,7 +1,5 @@
 """The optional distribution ``megabase-kernels``: whether it is there, and fits."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib

@@ -8,8 +8,6 @@ Shape suffixes: B batch, D channels, L positions, M lags, N transform length, F 
 are blocks of B and D; T output and S input positions of the definition's matrix.
 """
 
-from __future__ import annotations
-
 import math
 import operator as builtin
 from collections.abc import Iterator

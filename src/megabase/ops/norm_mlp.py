@@ -7,8 +7,6 @@ short inputs for the backward pass. GELU in its tanh form is
 Shape suffixes: N positions, D width, E inner width; n is a piece of N.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple

@@ -4,8 +4,6 @@ Shape suffixes: B batch, D channels, L positions, M lags, T positions of a block
 tile, N transform length, F frequencies; d is a block of D.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch
@@ -24,7 +22,7 @@ _CHECKED = Arguments("online_conv", {"k": "D M", "skip": "D"}, least={"M": 1})
 """What a convolution begins with."""
 
 
-def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> _OnlineConv:
+def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> "_OnlineConv":
     """Begin a causal long convolution whose inputs come one by one.
 
     Of float32 or float64, with as many lags as there will be positions at most: (channels, length).

@@ -4,8 +4,6 @@ On x86 torch multiplies float32 matrices with MKL, which on some processors leav
 vector width unused; oneDNN, which torch brings too, does not. Values differ by rounding only.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass

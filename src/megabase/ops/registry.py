@@ -8,13 +8,11 @@ multiply-add is two, elementwise work is not counted, a real transform of n poin
 and what a backward pass computes again is not counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, Self, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -87,7 +85,7 @@ class _Shape(NamedTuple):
     sizes: tuple[tuple[int, str], ...]
 
     @classmethod
-    def read(cls, text: str) -> _Shape:
+    def read(cls, text: str) -> Self:
         words = text.removeprefix("...").split()
         sizes = [(int(w), "") if w.isdigit() else (int(w[:-1] or 1), w[-1]) for w in words]
         return cls(text.startswith("..."), tuple(sizes))

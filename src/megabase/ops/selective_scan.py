@@ -8,8 +8,6 @@ Shape suffixes: B batch, L positions, E channels, N states per channel; inside a
 G sequences, K blocks, M lanes (a lane is one block of one sequence, M = G K), X any.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple

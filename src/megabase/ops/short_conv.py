@@ -5,8 +5,6 @@ On CPUs two to three times as fast as the grouped convolution of the library.
 Shape suffixes: B batch, C channels, L positions, K taps.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any

@@ -8,8 +8,6 @@ formed. Kept for the backward pass: the inputs, and the states between the parts
 Shape suffixes: B batch, L positions, T positions of a part, E channels, N states per channel.
 """
 
-from __future__ import annotations
-
 from operator import index
 from typing import Annotated, Any, NamedTuple
 
@@ -51,7 +49,7 @@ class _Inputs(NamedTuple):
     C: Tensor  # (B, L, N)
     initial: Tensor | None  # (B, N, E)
 
-    def part(self, at: slice) -> _Inputs:
+    def part(self, at: slice) -> "_Inputs":
         """Give the inputs of some positions."""
         step, v, B, C = (t[:, at] for t in (self.step, self.v, self.B, self.C))
         return _Inputs(step, v, self.A, B, C, self.initial)

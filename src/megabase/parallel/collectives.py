@@ -4,8 +4,6 @@ The gradient of each is that of the sum of what all processes make of its result
 of replicated weights, added over the processes, are those of one process.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any, NamedTuple
 

@@ -10,13 +10,11 @@ process, p and c those of a piece; h positions next to those of this process; E,
 channels, states and taps of Mamba.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -54,7 +52,7 @@ class Shards:
         self.layout = Layout(group, self.rank, (0,) * self.size)
         self._least, self._longest, self._setting = 1, None, ""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Shards:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # a process group cannot be copied; a copied model is on the same processes
 
     def part(self, length: int) -> slice:

@@ -6,8 +6,6 @@ network and asks no host (its content security policy would not let it). Coordin
 and half-open; the page shows them 1-based.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

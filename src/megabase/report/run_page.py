@@ -1,7 +1,5 @@
 """The page of a training run: what was learned, how well, against which baselines, from what."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ Free of torch, so that ``--help`` answers at once. Each verb takes only the grou
 uses; :func:`to_yaml` writes what re-creates a run.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field

@@ -4,8 +4,6 @@ Validation chooses the best checkpoint; the test rows are read for their labels 
 scored once, with that checkpoint, at the end.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace

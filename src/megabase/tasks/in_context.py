@@ -1,7 +1,5 @@
 """In-context learning: queries behind demonstrations, for a model before or after tuning."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Labeled sequences of a run: files, intervals or windows of a genome, and their checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Validation chooses the best prompt; the test rows are read for their labels at t
 once, with that prompt, at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

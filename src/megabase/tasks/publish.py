@@ -4,8 +4,6 @@ The card says what a reader cannot ask anybody: data with checksums, settings, n
 rows they are of, versions, and limits. Nothing in it is typed by hand.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

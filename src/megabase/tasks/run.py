@@ -1,7 +1,5 @@
 """What all runs have in common: plan, print, start, fit, measure, write the result."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

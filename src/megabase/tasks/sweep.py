@@ -1,7 +1,5 @@
 """Sweeps: a run for every combination of values of some settings, and one table of them."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -6,8 +6,6 @@ name, flushed to the disk and renamed, so a folder with a final name is complete
 pickled. One process, DDP and FSDP write and read the same files.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -13,8 +13,6 @@ step and the reader. The only state is weights, optimizer state and a few counte
 resumed by as many processes is the same run.
 """
 
-from __future__ import annotations
-
 import math
 import resource
 import sys

@@ -1,7 +1,5 @@
 """What a run reads: batches made ahead of time, and loss and metrics over fixed windows."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """What a run says: metrics.jsonl, a progress bar or plain lines, and other tools that listen."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """AdamW, and Muon for the matrices of the layers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ The published rules are those of the HyenaDNA repository (HazyResearch/hyena-dna
 the sequence length is described in the HyenaDNA paper (arXiv 2306.15794), section 3.2.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Callable

@@ -6,8 +6,6 @@ over with a chain file if asked. Or peak files: the genome is cut into bins, and
 when more than half of it is covered by that label's peaks.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -14,8 +14,6 @@ train or test (``H3_train.fna``), in the task's folder or directly in DATA; no v
 ``table``: a folder with train, valid and test, a folder of such folders, or one file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

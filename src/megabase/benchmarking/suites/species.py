@@ -6,8 +6,6 @@ from different chromosomes (the published ones), from different ends of every re
 records, or from different blocks of an alignment.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

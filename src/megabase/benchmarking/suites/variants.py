@@ -6,8 +6,6 @@ CpG, a Markov model, k-mer counts, with an annotation the distance to the neares
 consequences, and columns of the table.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Verbs about this installation: what works and what is missing, completion in a shell."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Verbs about model folders: convert a checkpoint, describe a model."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

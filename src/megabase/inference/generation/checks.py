@@ -5,8 +5,6 @@ queries and of one part of the genome. K-mers of the queries are looked up among
 and agreements are followed to their ends from where they begin, on both strands.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Scores are those of the full forward pass. HyenaDNA's long convolutions run onli
 (:mod:`megabase.ops.online_conv`), attention keeps keys and values, Mamba its states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ Records go into a file, chunk by chunk, or come one after the other.
 Shape suffixes: B sequences, V columns of the scores, A allowed letters.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -16,18 +16,16 @@ hub for UCSC draws as a logo.
 Shape suffixes: B windows, W bases of a window, N positions; 4 are A, C, G, T.
 """
 
-from __future__ import annotations
-
 import gzip
 import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
 import polars as pl
@@ -90,7 +88,7 @@ class _Options:
     context: int | None = None
     strands: Strands = "both"
 
-    def resolved(self, model: Loaded) -> _Options:
+    def resolved(self, model: Loaded) -> Self:
         """Fill in what depends on the model; InputError for what does not fit it."""
         if model.masked:
             raise InputError(
@@ -107,7 +105,7 @@ class _Options:
                 "a window needs 2 bases or more, and a context of 1 or more that is shorter; found "
                 f"a window of {window:,} and a context of {context:,}"
             )
-        return _Options(window, context, self.strands)
+        return replace(self, window=window, context=context)
 
 
 class _Cut(NamedTuple):
@@ -140,7 +138,7 @@ class _Scorer:
     @classmethod
     def load(
         cls, model: ModelSpec, genome: Path, *rest: Any, device: str | None = None, **more: Any
-    ) -> _Scorer:
+    ) -> Self:
         return cls(load(model, head="language", device=device), Genome(genome), *rest, **more)
 
     def score(self, parts: Sequence[Interval]) -> list[_Values]:

@@ -6,12 +6,10 @@ Shape suffixes: A variants, B bases from one on that is the first that differs o
 S positions from there on, D width; 1 an axis of one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -42,7 +40,7 @@ class AlleleWindows(NamedTuple):
     def cut(
         cls, contig: NDArray[np.uint8], position: int, ref: str, alt: str, window: int,
         reverse: bool, placement: Placement = "centered",
-    ) -> AlleleWindows | Reason:  # fmt: skip
+    ) -> Self | Reason:  # fmt: skip
         """Cut the windows of both alleles, or give the reason why there are none.
 
         `position` is the 0-based index of the first base of `ref` in the codes of the whole contig;
@@ -74,7 +72,7 @@ class AlleleWindows(NamedTuple):
         changed = np.concatenate((span[:offset], new, span[offset + len(old) :]))[:window]
         return cls(span[:window], changed, offset, len(old), len(new), window)
 
-    def named(self, name: str, horizon: int | None) -> AlleleWindows:
+    def named(self, name: str, horizon: int | None) -> Self:
         """Name it; read no more bases than end `horizon` behind the longer allele, if given."""
         if horizon is None:
             return self._replace(name=name)

@@ -17,8 +17,6 @@ convolution sees. Of single layers: B rows, L positions, D width, C projected ch
 frequencies, K k-mers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Scores of random variants of a genome, kept as a calibration of the methods."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice

@@ -4,8 +4,6 @@ The table is what :mod:`megabase.inference.variants.every_snv` writes. A bgzip b
 row and holds one contig, so a row is found without reading others.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

@@ -7,8 +7,6 @@ computed batch by batch: no outputs are kept.
 Shape suffixes: A variants, B bases, K distinct windows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -95,7 +93,7 @@ class VariantOptions:
         if self.horizon is not None and (self.horizon < 1 or self.horizon != int(self.horizon)):
             raise InputError(f"a horizon is 1 base or more, found {self.horizon}")
 
-    def resolved(self, model: Loaded) -> VariantOptions:
+    def resolved(self, model: Loaded) -> Self:
         """Fill in what depends on the model; InputError for what does not fit it."""
         window = self.window or min(DEFAULT_WINDOW, model.longest or DEFAULT_WINDOW)
         model.require_length(window, "a window")

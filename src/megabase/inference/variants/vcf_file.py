@@ -1,7 +1,5 @@
 """Scoring a VCF or BCF file, chunk by chunk, into its INFO fields or into a table."""
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

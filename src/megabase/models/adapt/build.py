@@ -3,8 +3,6 @@
 Low-rank adapters (LoRA) of peft are trained next to frozen weights and saved with the head.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import os

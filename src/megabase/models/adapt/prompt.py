@@ -7,8 +7,6 @@ Source: arXiv 2306.15794v2, section 4.3, and ``evals/soft_prompting_genomics.py`
 HazyResearch/hyena-dna, which puts the prompt first.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

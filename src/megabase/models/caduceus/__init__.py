@@ -13,8 +13,6 @@ Shape suffixes: B batch, L positions, D channels of one strand, W = 2 D channels
 the vocabulary.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast

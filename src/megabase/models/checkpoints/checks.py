@@ -3,8 +3,6 @@
 Sizes in a ``config.json`` are bounded, and it cannot fetch or import code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Published checkpoints of any family into model folders, which are either whole or absent."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import math

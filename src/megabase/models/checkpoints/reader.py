@@ -8,8 +8,6 @@ archive and the older stream) and folders with one of them. Their pickles go thr
 :mod:`.unpickle`, which runs no code, and no more bytes are taken for storages than the file has.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import mmap

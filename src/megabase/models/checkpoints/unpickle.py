@@ -11,8 +11,6 @@ A small file can describe a large object: values are shared, so forty instructio
 written into a message.
 """
 
-from __future__ import annotations
-
 import math
 import pickletools
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ public code. State-dict names are the published ones: ``embeddings.weight``,
 ``cnn_model.{0,1,4,5,7,8}.*``, ``dense_model.{0,1}.*``.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

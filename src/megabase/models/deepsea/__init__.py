@@ -7,8 +7,6 @@ released through Kipoi, see :func:`convert`.
 Shape suffixes: B sequences, L bases, C channels (A, G, C, T).
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

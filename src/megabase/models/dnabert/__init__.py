@@ -5,8 +5,6 @@ weights and key names load unchanged. Added: an honest limit on the input length
 pieces, and parameter groups.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -5,8 +5,6 @@ the positional table ``pos_emb.z`` as a trainable parameter; here it is a buffer
 ``config.lr_pos_emb`` is above 0, as in the published training runs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -4,8 +4,6 @@ State-dict names are those of the public state-spaces/mamba code: ``backbone.emb
 ``backbone.layers.0.mixer.A_log``, ``backbone.norm_f.weight``, ``lm_head.weight``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ pieces. The whole tokenizer, case folding included, is in ``tokenizer.json``, so
 model also loads where only transformers is installed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -28,7 +26,7 @@ _LONGEST = 64  # bases of the longest token; without a limit runs of N become to
 _POSITIONS = 4096  # tokens that BigBird reads
 
 
-def train_bpe(sequences: Iterable[str], vocab_size: int = 32000) -> BPETokenizer:
+def train_bpe(sequences: Iterable[str], vocab_size: int = 32000) -> "BPETokenizer":
     """Learn a byte-pair vocabulary from DNA; the BigBird paper takes pieces of 500 to 1000 bases.
 
     `vocab_size` counts the five special tokens and five letters (BigBird: 32,000); it comes out

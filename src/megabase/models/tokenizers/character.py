@@ -5,8 +5,6 @@ One token per base, with the ids of :mod:`megabase.data.vocabulary`. Letters are
 a megabase is encoded in a few milliseconds and never becomes a list.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -51,7 +49,7 @@ class _Row(NamedTuple):
     real: Ids  # 0 for padding
     spans: Ids  # first letter and the one past the last, (tokens, 2); meaningless unless wanted
 
-    def padded(self, before: int, after: int, fills: tuple[int, int, int]) -> _Row:
+    def padded(self, before: int, after: int, fills: tuple[int, int, int]) -> "_Row":
         """Add tokens on both sides, with the id, the sign of a special token and that of a real."""
         sides, columns = [(before, after), (0, 0)], zip(self, (*fills, 0), strict=True)
         return _Row(

@@ -1,7 +1,5 @@
 """From base codes to the tokens of a model, whatever its tokenizer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -13,12 +13,10 @@ at the end become single-base tokens, so every base is read.
 Shape suffixes: B sequences, L bases, T k-mers.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -203,7 +201,7 @@ class KmerTokenizer(_KmerTokenizer):
         )  # fmt: skip
 
     @classmethod
-    def for_bases(cls, bases: int, k: int = 6, stride: int | None = None) -> KmerTokenizer:
+    def for_bases(cls, bases: int, k: int = 6, stride: int | None = None) -> Self:
         """Make the tokenizer of a HyenaDNA that reads up to `bases` bases.
 
         Its ``vocab_size`` and ``model_max_length`` are the ``vocab_size`` and ``max_seq_len`` of
@@ -304,7 +302,7 @@ class DNABERTTokenizer(_KmerTokenizer):
         return k
 
     @classmethod
-    def for_config(cls, config: Any) -> DNABERTTokenizer:
+    def for_config(cls, config: Any) -> Self:
         """Make the tokenizer of a model from its configuration (k, length, long inputs)."""
         longest, habit = config.max_position_embeddings, config.long_inputs
         return cls(k=config.k, model_max_length=longest, long_inputs=habit)

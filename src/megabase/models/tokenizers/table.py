@@ -6,12 +6,10 @@ length. The published CNN reads these ids; a new model may as well read those of
 tokenizer.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from transformers import BatchEncoding, PreTrainedTokenizer
 
@@ -148,7 +146,7 @@ class LetterTokenizer(TableTokenizer):
         )
 
     @classmethod
-    def from_sequences(cls, sequences: Iterable[str], padding: bool) -> LetterTokenizer:
+    def from_sequences(cls, sequences: Iterable[str], padding: bool) -> Self:
         """Make the tokenizer of a training set, `padding` when its sequences differ in length."""
         seen = dict.fromkeys(token for text in sequences for token in _letter_tokens(text))
         return cls([_UNK, *seen, *([_PAD] if padding else [])])

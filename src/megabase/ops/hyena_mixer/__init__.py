@@ -4,8 +4,6 @@ A fast path in torch (:mod:`.passes`) and one in C++ (:mod:`.kernel`), each with
 that keeps only its inputs and, of short sequences, what the transforms read and gave.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple

@@ -17,8 +17,6 @@ and H its N/2 + 1 and N/2 frequencies modulo x^N - 1 and x^N + 1; g is a group o
 are a block of sequences and of channels of the group.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from functools import lru_cache

@@ -6,10 +6,8 @@ not compute it, :meth:`PackedLayer.of` and :func:`letter_log_probs` give None.
 Shape suffixes: B batch, L positions, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -57,7 +55,7 @@ class PackedLayer:
     @classmethod
     def of(
         cls, norms: Sequence[tuple[Tensor, Tensor | None, float]], weights: Sequence[Tensor | None]
-    ) -> PackedLayer | None:
+    ) -> Self | None:
         """Pack a layer; None where the kernels do not compute it.
 
         `norms` are weight, bias and epsilon of the two LayerNorms. `weights` are projection (3D,

@@ -9,8 +9,6 @@ are a group of sequences, a group of channels and the positions of a piece, q th
 channels of a group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 

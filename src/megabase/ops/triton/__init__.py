@@ -5,8 +5,6 @@ Their kernels take contiguous tensors of float16, bfloat16 or float32 and comput
 Block sizes stand in tables: nothing is tuned while a model runs.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

@@ -9,8 +9,6 @@ of positions and of channels.
 # Kernels are compiled: to a type checker a call of one from another gives nothing.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -8,8 +8,6 @@ Shape suffixes: M lags, E features, W width, C channels; in kernels these are bl
 """
 # pyright: reportMissingParameterType=false
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

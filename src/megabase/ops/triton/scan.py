@@ -15,8 +15,6 @@ of a chunk, E and N are blocks.
 # Kernels are compiled: to a type checker a call of one from another gives nothing.
 # pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any

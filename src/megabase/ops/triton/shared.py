@@ -1,8 +1,6 @@
 """What several kernels use: sine and cosine, and the sum of what programs summed apart."""
 # pyright: reportMissingParameterType=false
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import triton
