@@ -75,11 +75,6 @@ def test_legends_keep_every_name_inside(size: Size) -> None:
     picture = drawn_by(benchmark_page._draw_curves, series, size=size)
     picture.check(marks=60)
     assert {" _hidden", "$kmer$"} <= set(picture.texts)
-    for classes in (2, 200):
-        cloud = {"points": RNG.normal(size=(400, 2)).tolist(),
-                 "labels": (np.arange(400) % classes).tolist(),
-                 "classes": [f"_class {i} {LONG}" for i in range(classes)]}  # fmt: skip
-        drawn_by(benchmark_page._draw_points, cloud, size=size).check(marks=400)
     prompts = {"_head": [(0, 0.7, None), (8, 0.75, None), (128, 0.8, None)]}
     picture = drawn_by(plots.draw_lengths, prompts, ("vectors", "accuracy"), size=size)
     picture.check(marks=3)

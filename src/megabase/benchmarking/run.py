@@ -126,7 +126,7 @@ def _settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> Benchmar
 
 def _start(config: BenchmarkConfig, output: Path) -> None:
     if config.overwrite:
-        for name in ("runs", "data", "leaks", "embeddings", "pictures"):
+        for name in ("runs", "data", "leaks", "embeddings"):
             shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     starts: dict[str, Any] = {}

@@ -74,13 +74,13 @@ def write_benchmark_page(output: Path, lines: Sequence[Record], describe: Descri
         parts.append(section("Against length", [figure(draw, what, text)]))
     for suite, task in dict.fromkeys((line["suite"], line["task"]) for line in lines):
         mine = [line for line in lines if (line["suite"], line["task"]) == (suite, task)]
-        parts.append(section(f"{suite}: {task}", _task_parts(output, mine, describe)))
+        parts.append(section(f"{suite}: {task}", _task_parts(mine, describe)))
     path = output / "results.html"
     write_whole(path, document("megabase benchmark", parts))
     return path
 
 
-def _task_parts(output: Path, lines: Sequence[Record], describe: Describe) -> list[str]:
+def _task_parts(lines: Sequence[Record], describe: Describe) -> list[str]:
     said = "; ".join(f"{line['model']} {line['mean']:.3f}" for line in lines)
     text = f"{lines[0]['metric']} of every model on the test rows."
     parts = [figure(partial(_draw_bars, lines), said, text)]
@@ -105,17 +105,6 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe) -> li
         what = f"Confusion matrix of {line['model']}"
         text = f"{what}, first run: truth down, answer across."
         parts.append(figure(partial(_draw_confusion, counts, classes), what, text))
-    picture = output / "pictures" / f"{lines[0]['suite']}.{lines[0]['task']}.json"
-    record = json.loads(picture.read_text()) if picture.is_file() else {"items": []}
-    parts += [
-        figure(
-            partial(_draw_points, item),
-            f"Picture of the embedding of {item['model']}",
-            f"Embedding of {item['model']} in two dimensions ({record['method']}), one point a "
-            "test sequence, colored by class.",
-        )
-        for item in record["items"]
-    ]
     return parts
 
 
@@ -223,27 +212,3 @@ def _draw_confusion(
     axes.set_xticks(range(len(names)), names, **turn)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="answer", ylabel="truth")
-
-
-def _draw_points(picture: Record, figure: Figure, theme: Theme, size: Size) -> None:
-    """Draw an embedding: ``points`` (n, 2), ``labels`` (n,) class numbers, ``classes`` names."""
-    from matplotlib import colormaps
-
-    points, labels = np.array(picture["points"]), np.array(picture["labels"])
-    wide = size.width > 500
-    axes = figure.add_axes((0.02, 0.03, 0.62, 0.94) if wide else (0.03, 0.38, 0.94, 0.6))
-    most = 14 if wide else 10  # names that the legend has room for
-    colors = colormaps["tab10" if len(picture["classes"]) <= 10 else "tab20"]
-    for number, name in enumerate(picture["classes"]):
-        mine = points[labels == number]
-        label = shown_name(name, 24 if wide else 16) if number < most else None
-        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colors(number % colors.N), label=label)
-    rest = len(picture["classes"]) - most
-    axes.set(xticks=[], yticks=[])
-    axes.spines["bottom"].set_visible(False)
-    axes.legend(
-        frameon=False, loc="center left" if wide else "upper center", handletextpad=0.2,
-        bbox_to_anchor=(1.0, 0.5) if wide else (0.5, 0.0), ncols=1 if wide else 2,
-        fontsize=size.text - 2, markerscale=1.8, labelcolor=theme.ink,
-        title=f"and {rest} more" if rest > 0 else None,
-    )  # fmt: skip

@@ -42,7 +42,7 @@ def config(tmp_path: Path, **options: Any) -> BenchmarkConfig:
     )  # fmt: skip
 
 
-def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
+def test_trees_on_frozen_embeddings(tmp_path: Path) -> None:
     records = run_benchmark(config(tmp_path))
     assert [(r["model"], r["seed"]) for r in records] == [
         ("tiny", 1), ("tiny", 2), ("kmer:2", 1), ("kmer:2", 2),
@@ -54,8 +54,7 @@ def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
     tables = Tables(output, order=["tiny"], resamples=10)
     tables.write(output)
     assert "HyenaDNA 0.720" in (output / "results.md").read_text()
-    page = write_benchmark_page(output, tables.lines, tables.of).read_text()
-    assert page.count("Picture of the embedding") == 2
+    assert "tiny" in write_benchmark_page(output, tables.lines, tables.of).read_text()
     again = run_benchmark(config(tmp_path, resume=True))
     assert again == records
 

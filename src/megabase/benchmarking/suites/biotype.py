@@ -24,7 +24,6 @@ from megabase.data.labeled import LabeledSequences, label_splits
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import kmer_counts
-from megabase.genome.files import write_json
 from megabase.tasks.labeled_data import digest, hash_of
 from megabase.tasks.run import write_arrays
 
@@ -38,7 +37,6 @@ _INSTRUCTIONS = (
 )
 """Shown to users whose file is missing or has no biotypes."""
 _METRICS = ("f1_weighted", "accuracy", "f1", "mcc")  # the first is that of the HyenaDNA paper
-_MOST_POINTS = 3000  # genes of a picture: more hide one another
 
 
 def _names(config: BenchmarkConfig) -> list[str]:
@@ -84,7 +82,7 @@ def _require() -> None:
 
 
 def _fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[str, Any]:
-    """Embed the genes, train and test the trees; keeps embeddings and the picture in `output`."""
+    """Embed the genes, train and test the trees; keeps embeddings in `output`."""
     from xgboost import XGBClassifier
 
     chosen, seed = config.biotype, job.unit.seed
@@ -102,8 +100,6 @@ def _fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     write_arrays(folder / "outputs.npz", {"test": outputs, "test_labels": test.labels})
     seconds = about["seconds"] / len(config.seed_numbers) + time.perf_counter() - started
-    if seed == config.seed_numbers[0]:
-        _add_picture(job, vectors, output)
     return {
         **about, "trained_parameters": 0, "seconds": seconds, "training_seconds": seconds,
         "valid": {}, "test": metrics.measure(_METRICS, "classes", outputs, test.labels),
@@ -154,26 +150,6 @@ def _pieces(model: Any, genes: LabeledSequences, config: BiotypeConfig) -> npt.N
     total = np.zeros((len(genes), vectors.shape[1]), dtype=np.float64)
     np.add.at(total, np.array(owner), vectors)
     return (total / np.bincount(owner, minlength=len(genes))[:, None]).astype(np.float32)
-
-
-def _add_picture(job: Job, vectors: npt.NDArray[np.float32], output: Path) -> None:
-    """Lay the test genes out in two dimensions, beside those of the other models."""
-    from sklearn.manifold import TSNE
-
-    test = job.splits["test"].take(np.arange(min(len(job.splits["test"]), _MOST_POINTS)))
-    values = vectors[test.rows].astype(np.float64)
-    values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-9)
-    perplexity = min(30.0, max(2.0, (len(test) - 1) / 3))
-    points = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
-    item = {
-        "model": job.entry.name, "points": np.asarray(points, dtype=float).round(3).tolist(),
-        "labels": test.labels.tolist(), "classes": list(test.classes),
-    }  # fmt: skip
-    file = output / "pictures" / f"biotype.{job.task.name}.json"
-    file.parent.mkdir(exist_ok=True)
-    before = json.loads(file.read_text())["items"] if file.is_file() else []
-    others = [other for other in before if other["model"] != item["model"]]
-    write_json(file, {"method": "t-SNE", "items": [*others, item]})
 
 
 SUITE = Suite(_names, _load, _fit, _require)  # what the runner calls
