@@ -101,6 +101,24 @@ def test_two_processes_agree_with_one(toy_script: Path, tmp_path: Path, precisio
     assert Checkpoints.progress_of(folder).step == 20
 
 
+def test_muon_in_two_processes_takes_the_steps_of_one(toy_script: Path, tmp_path: Path) -> None:
+    """Its products are bfloat16: a step differs by their rounding, not by its direction."""
+    fields: dict[str, Any] = {"hyena": 32, "eval_every": None, "optim": {"name": "muon"}}
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "threads": 1}
+    finish(start(toy_script, output=tmp_path / "start", steps=1, **fields))
+    finish(start(toy_script, output=tmp_path / "one", steps=4, **fields))
+    finish(start(toy_script, output=tmp_path / "two", steps=4, devices=two, **fields))
+    first, one, other = (
+        load_file(tmp_path / name / FINAL / "model.safetensors") for name in ("start", "one", "two")
+    )
+    matrices = [name for name in one if name.endswith(("in_proj.weight", "fc1.weight"))]
+    assert len(matrices) == 6
+    for name in matrices:
+        moved = (one[name] - first[name]).norm()
+        assert moved > 0.01
+        assert (one[name] - other[name]).norm() < 0.05 * moved
+
+
 @pytest.mark.parametrize(
     ("devices", "replicas"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)]
 )
@@ -108,7 +126,7 @@ def test_shards_take_the_steps_of_one_process(
     toy_script: Path, tmp_path: Path, devices: int, replicas: int
 ) -> None:
     """Three steps of HyenaDNA with sharded blocks; one process continues their checkpoint."""
-    fields: dict[str, Any] = {"hyena": True, "steps": 3, "eval_every": None}
+    fields: dict[str, Any] = {"hyena": 16, "steps": 3, "eval_every": None}
     finish(start(toy_script, output=tmp_path / "one", **fields))
     many = {"accelerator": "cpu", "devices": devices, "strategy": "fsdp", "replicas": replicas}
     finish(start(toy_script, output=tmp_path / "many", devices={**many, "threads": 1}, **fields))

@@ -65,9 +65,9 @@ class ToyModel(nn.Module):
 class Hyena(nn.Module):
     """A small HyenaDNA that reads and predicts the codes."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        shape = {"d_model": 16, "n_layer": 3, "max_seq_len": 32, "embed_dropout": 0.0}
+        shape = {"d_model": width, "n_layer": 3, "max_seq_len": 32, "embed_dropout": 0.0}
         self.model = HyenaDNAForCausalLM(HyenaDNAConfig(**shape))
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def main() -> int:
     fields = json.loads(sys.argv[1])
     pause = fields.pop("pause", 0.0)
     dropout = fields.pop("dropout", 0.1)
-    hyena = fields.pop("hyena", False)
+    hyena = fields.pop("hyena", 0)
 
     def slow(model: Any, batch: dict[str, Tensor]) -> Sums:
         time.sleep(pause)
@@ -178,7 +178,7 @@ def main() -> int:
 
     torch.manual_seed(fields.get("seed", 0))
     print("ready", flush=True)
-    model = Hyena() if hyena else ToyModel(dropout=dropout)
+    model = Hyena(hyena) if hyena else ToyModel(dropout=dropout)
     result, model = run(config(**fields), loss=slow, model=model)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         total = sum(
