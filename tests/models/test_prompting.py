@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,12 @@ def test_tokens_of_every_layer_are_saved(tmp_path: Path) -> None:
     assert again.trained_parameters == 3 * 8 * 2 + 2 * 8 + 2
     with torch.no_grad():
         torch.testing.assert_close(again(IDS).logits, prompted(IDS).logits)
+
+
+def test_a_prompt_of_before_there_were_layers_to_choose_loads(tmp_path: Path) -> None:
+    model = build()
+    save_prompt(PromptedModel(model, head(3)), tmp_path, model="m")
+    record = json.loads((tmp_path / "prompt.json").read_text())
+    assert record.pop("layers") == "first"
+    (tmp_path / "prompt.json").write_text(json.dumps(record))
+    assert load_prompt(tmp_path, model).spec.layers == "first"

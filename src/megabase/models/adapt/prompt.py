@@ -469,6 +469,7 @@ def read_prompt(path: str | Path) -> _SavedPrompt:
                 f"{file} has format {shown(record['format'])}; this version reads {_FORMAT}: use "
                 f"the megabase that wrote it ({shown(record.get('megabase'))})"
             )
+        record.setdefault("layers", "first")  # prompts of before there was a choice
         spec = build(PromptSpec, {field.name: record[field.name] for field in fields(PromptSpec)})
         known = {name: record[name] for name in ("model", "model_hash")}
         known |= {"folder": folder, "spec": spec, "tensors": {}, "facts": record.get("facts", {})}
