@@ -56,6 +56,9 @@ class ScalingConfig(Settings):
     """Run folders that are left out of the fit, and compared with what it says."""
     points: tuple[tuple[int, int, float], ...] = ()
     """More runs to compare with: parameters, tokens, validation perplexity."""
+    below: float = math.inf
+    """Perplexity up to which a run is fitted. Short runs learn short words alone; then their loss
+    falls by a step that no power of the tokens describes."""
 
     _limits: ClassVar[Mapping[str, str]] = {}
 
@@ -74,7 +77,8 @@ def run_scaling(config: ScalingConfig, say: Say) -> dict[str, Any]:
         out of the fit, the law, and the predictions with their relative errors.
     """
     others = OtherWork()
-    points = list(itertools.chain.from_iterable(map(_points, config.runs)))
+    known = list(itertools.chain.from_iterable(map(_points, config.runs)))
+    points = [point for point in known if math.exp(point.loss) <= config.below]
     if len(points) < len(LAW):
         raise BenchError(f"a law of {len(LAW)} unknowns needs more than {len(points)} runs")
     law = fit(points)
@@ -83,17 +87,18 @@ def run_scaling(config: ScalingConfig, say: Say) -> dict[str, Any]:
         without = fit(points[:at] + points[at + 1 :], [law])
         left_out = float(predicted(without, [point])[0])
         rows.append(_row(point, law) | {"left_out_error": left_out / point.loss - 1})
+    short = [_row(point, law) for point in known if point not in points]
     ahead = list(itertools.chain.from_iterable(map(_points, config.predict)))
     ahead += [Point("", n, d, math.log(perplexity)) for n, d, perplexity in config.points]
     found = [_row(point, law) for point in ahead]
-    for row in rows + found:
+    for row in short + rows + found:
         say(
             f"{row['parameters']:>10,} parameters {row['tokens']:>12,} tokens  loss "
             f"{row['loss']:.4f}  law {row['law']:.4f}  error {row['error']:+.2%}"
         )
     named = dict(zip(LAW, map(float, law), strict=True))
     say("  ".join(f"{name} {value:.4g}" for name, value in named.items()))
-    return record("scaling", config, others, law=named, runs=rows, predictions=found)
+    return record("scaling", config, others, law=named, runs=rows, short=short, predictions=found)
 
 
 LAW = ("floor", "a", "p", "b", "q")
@@ -171,6 +176,10 @@ def _draw(summary: Mapping[str, Any], figure: Figure, theme: Theme, size: Size) 
             [row["tokens"] for row in own], [row["loss"] for row in own], "o",
             color=theme.model, alpha=shade, markersize=6, label=f"{parameters:,} parameters",
         )  # fmt: skip
+    axes.plot(
+        [row["tokens"] for row in summary["short"]], [row["loss"] for row in summary["short"]], "o",
+        color=theme.muted, fillstyle="none", markersize=5, label="short runs, not fitted",
+    )  # fmt: skip
     for row in ahead:
         axes.plot(
             row["tokens"], row["loss"], "x", color=theme.baseline, markersize=9, markeredgewidth=2,

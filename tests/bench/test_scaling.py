@@ -36,9 +36,14 @@ def test_the_law_is_found_and_says_what_a_longer_run_comes_to(tmp_path: Path) ->
     runs = ",".join(f'"{tmp_path / name}"' for name in ("50000", "250000", "900000"))
     given = f"[[1900000, 90000000, {math.exp(longer.loss)}]]"
     output = tmp_path / "law.json"
-    assert main(["scaling", "--runs", f"[{runs}]", "--points", given, "-o", str(output)]) == 0
+    short = {"trained_parameters": 50_000, "trained_tokens": 500_000, "valid": {"loss": 2.0}}
+    (tmp_path / "50000" / "500000").mkdir()
+    (tmp_path / "50000" / "500000" / "result.json").write_text(json.dumps(short))
+    call = ["scaling", "--runs", f"[{runs}]", "--points", given, "-o", str(output)]
+    assert main([*call, "--below", "6"]) == 0
     found = json.loads(output.read_text())
     assert len(found["runs"]) == 9
+    assert [row["tokens"] for row in found["short"]] == [500_000]
     assert found["predictions"][0]["error"] == pytest.approx(0, abs=2e-3)
     assert max(abs(row["left_out_error"]) for row in found["runs"]) < 2e-3
     assert output.with_suffix(".svg").read_text().count("parameters") >= 3
