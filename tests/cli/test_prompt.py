@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,22 +28,8 @@ def test_a_sweep_of_lengths(table: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [one["length"] for one in runs] == [0, 2]
     assert [one["trained_parameters"] for one in runs] == [0, 2 * 192]
     assert (run / "prompt.length-2" / "prompt" / "prompt.safetensors").is_file()
-    pytest.importorskip("matplotlib")
-    picture = (run / "lengths.svg").read_text()
-    assert picture.startswith("<svg") or "<svg" in picture[:400]
-    assert "learnable vectors" in picture
     assert main(small(table, *several, "--resume")) == 0
     assert [json.loads(result.read_text()) for result in results] == runs
-
-
-def test_no_picture_is_said_before_the_training(
-    table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(small(table, "--sweep", "{prompt.length: [0, 1]}", "--dry-run")) == 0
-    assert "no picture: " in capsys.readouterr().err
-    assert main(small(table, "--dry-run")) == 0
-    assert "no picture" not in capsys.readouterr().err
 
 
 def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -266,7 +266,7 @@ def draw_lengths(
             label=shown_name(name),
         )  # fmt: skip
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # labels of few letters
-    # Prompts without a vector stand on the axis too: linear up to 1, logarithmic from there.
+    # A length of 0 stands on the axis too: linear up to 1, logarithmic from there.
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.minorticks_off()
     every = sorted({length for points in series.values() for length, *_ in points})

@@ -12,8 +12,10 @@ from megabase.benchmarking.config import BenchmarkConfig
 from megabase.cli.parser import Namespace, Verb, VerbParser, settings_of
 from megabase.cli.streams import note, print_table
 from megabase.errors import ConfigError, InputError, MissingDependencyError
+from megabase.report.style import require_matplotlib
 from megabase.settings import RunConfig, Settings
 from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
+from megabase.training.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from megabase.benchmarking.table import Tables
@@ -49,8 +51,6 @@ def _add_picture(parser: VerbParser) -> None:
 
 def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config:
     """Give the settings of a run, checked, and prepare the process for training."""
-    from megabase.training.process import keep_freed_memory
-
     swept = args.get("sweep") or {}
     for name in swept:
         config.check_field(name, "sweep: ")
@@ -59,7 +59,6 @@ def _settings(config: type[_Config], args: Namespace, **changes: Any) -> _Config
     settings = settings_of(config, args, **{**changes, **stands})
     if args.get("picture"):  # fails here where the picture would fail after the training
         from megabase.genome.interval import Interval
-        from megabase.report.style import require_matplotlib
 
         if not args.predictions:
             raise ConfigError("--picture needs --predictions")
@@ -204,42 +203,12 @@ def _prompt(args: Namespace) -> int:
 
     MODEL is a model folder, a run folder, a Hub name or `default`. Only the soft-prompt tokens (and
     a head, with --prompt.answer head) are trained; OUTPUT/prompt holds them, a few kilobytes, with
-    the name and the hash of the model. Of a --sweep of prompt.length alone a picture is drawn, too.
-    Every option can stand in a recipe (--config).
+    the name and the hash of the model. Every option can stand in a recipe (--config).
     """
     config = _settings(PromptConfig, args)
-    plot = list(args.sweep) == ["prompt.length"]
-    if plot:
-        from megabase.report.style import require_matplotlib
-
-        try:
-            require_matplotlib()
-        except MissingDependencyError as error:  # said before the training
-            note(f"no picture: {error}")
-            plot = False
     from megabase.tasks.prompt import learn_prompt
 
-    status, results = _runs(args, config, learn_prompt, _show_prompt)
-    if plot and results and not status:
-        _draw_lengths(results, Path(config.output) / "lengths.svg")
-    return status
-
-
-def _draw_lengths(results: list[RunResult], path: Path) -> None:
-    """Draw the chosen metric against the length."""
-    from megabase.genome.files import write_whole
-    from megabase.report.plots import draw_lengths
-    from megabase.report.style import as_svg
-
-    found = [(result.length, result.test or result.valid) for result in results]
-    chosen = next((r.monitor for r in results if r.monitor not in ("none", "loss")), None)
-    metric = chosen or next((name for name in found[0][1] if name != "loss"), "loss")
-    points = [(length, values[metric], None) for length, values in found if metric in values]
-    if len(points) < 2:
-        return
-    series = {f"answer by {results[0].answer}": points}
-    write_whole(path, as_svg(partial(draw_lengths, series, ("learnable vectors", metric))))
-    note(f"wrote {path}")
+    return _runs(args, config, learn_prompt, _show_prompt)[0]
 
 
 def _show_prompt(result: RunResult) -> None:
@@ -301,8 +270,6 @@ def _benchmark(args: Namespace) -> None:
     if args.suite == "collect":
         return _collect(args)
     config = settings_of(BenchmarkConfig, args)
-    from megabase.training.process import keep_freed_memory
-
     keep_freed_memory()
     from rich.console import Console
 
