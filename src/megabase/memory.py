@@ -1,7 +1,5 @@
 """The memory that a process may still use."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def available_bytes(device: torch.device) -> int:
+def available_bytes(device: "torch.device") -> int:
     """Bytes that may still be used on a device; for the CPU the smallest of all known limits."""
     if device.type == "cuda":
         import torch

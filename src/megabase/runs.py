@@ -4,8 +4,6 @@
 process: a dictionary whose ``kind`` is ``train``, ``validation``, ``skipped`` or ``checkpoint``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 
+from megabase.benchmarking.config import BenchmarkConfig
 from megabase.errors import ConfigError
 from megabase.settings import RunConfig, Settings
+from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
 from megabase.training.logging import Listener, RunLog
 from megabase.untrusted import parse_yaml, read_text
 
 if TYPE_CHECKING:
     from megabase.api import Model
-    from megabase.benchmarking.config import BenchmarkConfig
-    from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
 
 _Config = TypeVar("_Config", bound=Settings)
 
@@ -48,7 +46,7 @@ class Run:
         return self.result.test or self.result.valid
 
     @cached_property
-    def model(self) -> Model:
+    def model(self) -> "Model":
         """The model that was measured: the best on validation, or the last one."""
         from megabase.api import load
 
@@ -60,30 +58,22 @@ class Run:
 
 def pretrain(config: PretrainConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Pretrain a language model on a genome, from settings or a recipe (YAML)."""
-    from megabase.tasks.config import PretrainConfig
-
     return _ran(_settings(config, PretrainConfig), on_record)
 
 
 def finetune(config: FinetuneConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Fine-tune a model on labeled sequences, from settings or a recipe (YAML)."""
-    from megabase.tasks.config import FinetuneConfig
-
     return _ran(_settings(config, FinetuneConfig), on_record)
 
 
 def prompt(config: PromptConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Tune a soft prompt for a frozen model, from settings or a recipe (YAML)."""
-    from megabase.tasks.config import PromptConfig
-
     settings = _settings(config, PromptConfig)
     return _ran(settings, on_record, settings.model)
 
 
 def icl(config: InContextConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Measure few-shot in-context classification, from settings or a recipe (YAML)."""
-    from megabase.tasks.config import InContextConfig
-
     settings = _settings(config, InContextConfig)
     return _ran(settings, on_record, None if settings.tune == "all" else settings.model)
 
@@ -123,7 +113,6 @@ def sweep(
 
 def benchmark(config: BenchmarkConfig | str | Path) -> pl.DataFrame:
     """Measure models on a benchmark suite; give the table, one row for each model and task."""
-    from megabase.benchmarking.config import BenchmarkConfig
     from megabase.benchmarking.run import run_benchmark
     from megabase.benchmarking.table import Tables
 

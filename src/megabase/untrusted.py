@@ -14,6 +14,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from megabase.errors import MegabaseError
 
 _Record = TypeVar("_Record")
@@ -108,8 +110,6 @@ def parse_yaml(text: str, where: object, error: type[MegabaseError]) -> Any:
     The error when it is not YAML, too large, nested too deep, or with aliases that contain
     themselves or stand for too many values.
     """
-    import yaml
-
     if len(text) > YAML_BYTES:
         raise error(f"{where} has more than {YAML_BYTES:,} characters; expected a short YAML file")
     with parsing(where, error, "expected YAML"):
@@ -120,8 +120,6 @@ def parse_yaml(text: str, where: object, error: type[MegabaseError]) -> Any:
 
 
 def _check_events(events: Any, where: object, error: type[MegabaseError]) -> None:
-    import yaml
-
     sizes: dict[str, int] = {}  # values that an anchor stands for, its aliases followed
     open_: list[tuple[str | None, int]] = []
     count = 0

@@ -1,15 +1,14 @@
 """Which rows train, validate and test: protocols by name, rows that overlap, and leaks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites import Task
@@ -20,11 +19,7 @@ from megabase.errors import InputError
 from megabase.genome.files import write_json
 from megabase.genome.store import Genome
 from megabase.tasks.labeled_data import digest, hash_of
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from megabase.training.run_folder import RunData
+from megabase.training.run_folder import RunData
 
 PROTOCOLS: dict[str, str] = {
     "zero-shot": (
@@ -254,8 +249,6 @@ def describe_leaks(found: Mapping[str, Any]) -> str:
 
 def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str] | RunData]]:
     """List the genomes whose training regions are looked through: (store, regions or run)."""
-    from megabase.training.run_folder import RunData
-
     if config.pretrain_genome is not None:
         return [(config.pretrain_genome, config.pretrain_regions)]
     runs = [RunData.find(entry.start) for entry in config.entries]

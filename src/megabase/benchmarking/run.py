@@ -5,8 +5,6 @@ metrics, with a ``record.json`` once it is finished. A sweep that was stopped fi
 records, continues the run it was in, and goes on; the table is made from the records alone.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import json
@@ -18,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import yaml
+from rich.console import Console
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.rows import Splitter, Unit
@@ -40,10 +39,6 @@ from megabase.tasks.labeled_data import digest, hash_of, start_record
 from megabase.tasks.run import write_arrays
 from megabase.training.process import Terminated
 from megabase.training.run_folder import RunFolder, environment, flatten
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 _RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
 """One YAML file for each suite: task (or ``*``: all), then variant, then settings of fine-tuning

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from megabase.benchmarking.rows import PROTOCOLS, describe_leaks
 from megabase.evaluate.metrics import VARIANT_METRICS, bootstrap_interval
@@ -83,8 +84,6 @@ class Tables:
 
     def write(self, output: Path) -> list[Path]:
         """Write results.parquet (a row for each run and metric), summary.parquet and results.md."""
-        import polars as pl
-
         tidy: list[dict[str, Any]] = []
         for record in self.records:
             rows = {**record["rows"], "test_apart": record.get("rows_apart")}

@@ -3,16 +3,15 @@
 Coordinates are 0-based half-open; VCF and GFF are converted by their readers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from megabase.data.labeled import IGNORED, LabeledSequences, LabelTable, Ragged
 from megabase.data.regions import Regions
@@ -21,9 +20,7 @@ from megabase.genome import alphabet
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.signal import Signal
 from megabase.genome.store import Genome
-
-if TYPE_CHECKING:
-    import polars as pl
+from megabase.genome.tables import read_bed, read_gff, read_vcf
 
 # Endings of the files that are read; .gz or .bgz may follow.
 _GFF = (".gff", ".gff3", ".gtf")
@@ -96,9 +93,6 @@ def _suffix(path: Path) -> str:
 def _read_intervals(
     path: Path, store: Genome, label: Sequence[str] | None, strict: bool
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    import polars as pl
-
-    from megabase.genome.tables import read_bed, read_gff, read_vcf
 
     suffix = _suffix(path)
     if suffix not in INTERVAL_SUFFIXES:
@@ -135,8 +129,6 @@ def _read_intervals(
 
 def _cells(column: pl.Series) -> list[str]:
     """Give label cells as text; numbers without a fraction lose their point (scores 0 and 1)."""
-    import polars as pl
-
     if column.dtype == pl.Float64:
         return ["" if x is None else f"{x:g}" if x % 1 == 0 else repr(x) for x in column]
     return column.cast(pl.String).fill_null("").str.strip_chars().to_list()
@@ -238,8 +230,6 @@ def read_features(
     `background` names the class 0 of all other bases: one type is the second class, the positive
     one. Features that are not on the genome are left out (LeftOutWarning), or refused if `strict`.
     """
-    import polars as pl
-
     names: dict[str, str] = {}
     for text in types or (_ALL,):
         kind, _, name = text.partition("=")
@@ -287,10 +277,6 @@ def read_features(
 
 
 def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool) -> pl.DataFrame:
-    import polars as pl
-
-    from megabase.genome.tables import read_bed, read_gff
-
     suffix = _suffix(path)
     if suffix in _GFF:
         if not types_given:

@@ -5,23 +5,20 @@ the footer and the header of every page are Thrift structures in the compact pro
 far as sizes go (Apache Parquet format 2.11, ``parquet.thrift``).
 """
 
-from __future__ import annotations
-
 import csv
 import mmap
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import polars as pl
 
 from megabase.data.labeled import LabelTable
 from megabase.errors import InputError, MegabaseError
 from megabase.genome.files import numbered_lines
 from megabase.untrusted import parsing
-
-if TYPE_CHECKING:
-    import polars as pl
 
 FastaLabel = Literal["last_word", "last_character"]
 """Where the header of a FASTA record keeps the label: its last word (words end at blanks and at
@@ -106,8 +103,6 @@ def _suffix(path: Path) -> str:
 
 def read_frame(path: Path) -> pl.DataFrame:
     """Read CSV, TSV (plain or gzip; all cells as text) or Parquet with a header."""
-    import polars as pl
-
     suffix = _suffix(path)
     if suffix in _PARQUET:
         return read_parquet(path, InputError)
@@ -163,8 +158,6 @@ def _read_table(path: Path, sequence: str | None, label: str | Sequence[str] | N
 
 
 def _stripped(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    import polars as pl
-
     return frame.select(pl.col(columns).cast(pl.String).fill_null("").str.strip_chars())
 
 
@@ -318,8 +311,6 @@ def read_parquet(path: Path, error: type[MegabaseError]) -> pl.DataFrame:
 
     An `error` of the given class when it is not Parquet, damaged, or claims more than it can hold.
     """
-    import polars as pl
-
     with parsing(path, error, "it is damaged or not a Parquet file"):
         _check(path)
         return pl.read_parquet(path, glob=False)

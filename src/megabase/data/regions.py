@@ -5,23 +5,20 @@ A region is named by a contig (``chr20``), a part of one as people write it
 ``gaps.bed.gz``).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from megabase.errors import InputError
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
-
-if TYPE_CHECKING:
-    import polars as pl
+from megabase.genome.tables import read_bed
 
 Place = str | os.PathLike[str]  # a contig, a region as people write it, or a BED file
 _BED = (".bed", ".bed.gz", ".narrowpeak", ".narrowpeak.gz", ".broadpeak", ".broadpeak.gz")
@@ -77,7 +74,7 @@ class Regions:
     """int64 (n,): 0-based half-open."""
 
     @classmethod
-    def of(cls, contig: npt.ArrayLike, start: npt.ArrayLike, end: npt.ArrayLike) -> Regions:
+    def of(cls, contig: npt.ArrayLike, start: npt.ArrayLike, end: npt.ArrayLike) -> Self:
         """Make the union of intervals (n,) in any order; empty ones vanish, touching ones merge.
 
         Coordinates are 0-based half-open, with start >= 0.
@@ -87,20 +84,18 @@ class Regions:
         return cls._from_line(low, base + np.asarray(end, dtype=np.int64))
 
     @classmethod
-    def whole(cls, lengths: Iterable[int]) -> Regions:
+    def whole(cls, lengths: Iterable[int]) -> Self:
         """Make the set of every position of contigs with these lengths."""
         ends = np.fromiter(lengths, dtype=np.int64)
         return cls.of(np.arange(ends.size), np.zeros_like(ends), ends)
 
     @classmethod
-    def read(cls, store: Genome, places: Iterable[Place], *, strict: bool = True) -> Regions:
+    def read(cls, store: Genome, places: Iterable[Place], *, strict: bool = True) -> Self:
         """Give the union of contig names, regions and BED files, in any mixture; empty for none.
 
         Strict: rows of BED files that are not on the genome are refused, for a held-out region must
         not vanish; otherwise they are left out and counted.
         """
-        from megabase.genome.tables import read_bed
-
         found = cls.of([], [], [])
         for place in places:
             text = os.fspath(place)
@@ -117,7 +112,7 @@ class Regions:
     def split(
         cls, store: Genome, *, include: Iterable[Place] = (), exclude: Iterable[Place] = (),
         validation: Iterable[Place] = (), test: Iterable[Place] = (),
-    ) -> dict[str, Regions]:  # fmt: skip
+    ) -> dict[str, Self]:  # fmt: skip
         """Split a genome: training gets all that is included (None: everything) and not held out.
 
         Gives disjoint ``train``, ``validation`` and ``test``; any may be empty but ``train``.
@@ -145,7 +140,7 @@ class Regions:
         return {"train": train, "validation": kept[0], "test": kept[1]}
 
     @classmethod
-    def _from_line(cls, low: _Ints, high: _Ints) -> Regions:
+    def _from_line(cls, low: _Ints, high: _Ints) -> Self:
         low, high = _merge(low, high)
         contig = low // _STRIDE
         return cls(contig.astype(np.int32), low - contig * _STRIDE, high - contig * _STRIDE)
@@ -173,21 +168,21 @@ class Regions:
         """Length of the longest interval in bases; 0 for the empty set."""
         return int((self.end - self.start).max(initial=0))
 
-    def union(self, other: Regions) -> Regions:
+    def union(self, other: Self) -> Self:
         """Give the positions in either set."""
         pairs = zip(self._line(), other._line(), strict=True)
-        return Regions._from_line(*map(np.concatenate, pairs))
+        return self._from_line(*map(np.concatenate, pairs))
 
-    def intersect(self, other: Regions) -> Regions:
+    def intersect(self, other: Self) -> Self:
         """Give the positions in both sets."""
-        return Regions._from_line(*_intersect(*self._line(), *other._line()))
+        return self._from_line(*_intersect(*self._line(), *other._line()))
 
-    def subtract(self, other: Regions) -> Regions:
+    def subtract(self, other: Self) -> Self:
         """Give the positions of this set that are not in the other."""
         low, high = other._line()
         between_low = np.concatenate((np.zeros(1, np.int64), high))
         between_high = np.concatenate((low, np.full(1, _LAST)))
-        return Regions._from_line(*_intersect(*self._line(), between_low, between_high))
+        return self._from_line(*_intersect(*self._line(), between_low, between_high))
 
     def overlap(
         self, contig: npt.ArrayLike, start: npt.ArrayLike, end: npt.ArrayLike
@@ -201,7 +196,7 @@ class Regions:
         high = base + np.asarray(end, dtype=np.int64)
         return _overlapping(low, high, *self._line())[1] > 0
 
-    def cut_tails(self, fraction: float, least: int) -> tuple[Regions, Regions]:
+    def cut_tails(self, fraction: float, least: int) -> tuple[Self, Self]:
         """Cut the last share of every region off, for validation: one segment each.
 
         At least `least` bases are cut off a region; shorter regions are kept whole, and an
@@ -215,11 +210,11 @@ class Regions:
                 "name regions for it (genome.valid)"
             )
         cut = self.end - tail.astype(np.int64)
-        return Regions.of(self.contig, self.start, cut), Regions.of(self.contig, cut, self.end)
+        return self.of(self.contig, self.start, cut), self.of(self.contig, cut, self.end)
 
     def tile(
         self, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
-    ) -> Intervals:
+    ) -> "Intervals":
         """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
 
         `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
@@ -252,20 +247,18 @@ class Intervals(NamedTuple):
     end: _Ints
 
     @classmethod
-    def of(cls, store: Genome, table: pl.DataFrame) -> Intervals:
+    def of(cls, store: Genome, table: pl.DataFrame) -> Self:
         """Give the rows of a frame with contig, start and end."""
         contig = np.array([store.contig_index(name) for name in table["contig"]], dtype=np.int32)
         return cls(contig, table["start"].to_numpy(), table["end"].to_numpy())
 
     @classmethod
-    def read(cls, store: Genome, path: Place, split: str) -> Intervals:
+    def read(cls, store: Genome, path: Place, split: str) -> Self:
         """Read the rows of one split from a BED file, in order; its fourth column names the split.
 
         The published ones have ``train``, ``valid`` and ``test``. An InputError when a row does not
         lie on the genome, or no row is of this split.
         """
-        from megabase.genome.tables import read_bed
-
         table = read_bed(Path(path), store, columns=4, strict=True)
         names = table["name"].to_list() if "name" in table.columns else []
         rows = table.filter([name == split for name in names]) if names else table.clear()

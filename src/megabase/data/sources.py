@@ -20,6 +20,7 @@ from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import Genome
+from megabase.genome.tables import read_bed, read_vcf
 from megabase.genome.vcf import row_unit
 
 _Kind = Literal["auto", "fasta", "bed", "vcf", "table"]
@@ -188,8 +189,6 @@ class SequenceInput:
 
     def _read_intervals(self, store: Genome, context: int) -> Iterator[Sequence]:
         """Read the intervals of a BED file in reading direction, with `context` on both sides."""
-        from megabase.genome.tables import read_bed
-
         frame = read_bed(self.path, store, strict=self.strict)
         strands = frame["strand"] if "strand" in frame.columns else ["."] * frame.height
         names = frame["name"] if "name" in frame.columns else [None] * frame.height
@@ -208,7 +207,6 @@ class SequenceInput:
         The allele begins at index ``window // 2`` of its window; nearer to the end of a contig
         there is less on that side.
         """
-        from megabase.genome.tables import read_vcf
 
         def between(contig: str, start: int, end: int) -> NDArray[np.uint8]:
             return store.fetch(Interval(contig, start, end)) if start < end else encode("")

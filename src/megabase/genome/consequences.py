@@ -21,6 +21,7 @@ from megabase.errors import InputError, LeftOutWarning, warn
 from megabase.genome.alphabet import BASE_BITS, decode, encode, reverse_complement
 from megabase.genome.interval import MITOCHONDRIAL, shared_ends, union
 from megabase.genome.store import Genome
+from megabase.genome.tables import read_gff
 
 _Codes = NDArray[np.uint8]
 _Spans = tuple[tuple[int, int], ...]
@@ -407,8 +408,6 @@ def _protein_change(ref: str, before: str, after: str, head: int) -> str:
 
 
 def _read_transcripts(path: str | Path, store: Genome, strict: bool) -> Iterator[_Transcript]:
-    from megabase.genome.tables import read_gff
-
     frame = read_gff(path, store, attributes=_KEYS, strict=strict)
     columns = ("contig", "start", "end", "type", "strand", "phase", "attributes", *_KEYS)
     owners: dict[str, dict[str, Any]] = {}

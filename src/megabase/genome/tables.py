@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pysam
 
 from megabase.errors import InputError, UnknownContigError
 from megabase.genome.files import atomic_file, numbered_lines
@@ -343,7 +344,5 @@ def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) ->
         if not packed_text:
             file.write(text)
             return
-        import pysam
-
         with pysam.BGZFile(file.name, "wb", None) as packed:  # writes the same, still unnamed, file
             packed.write(text)

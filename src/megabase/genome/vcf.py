@@ -1,13 +1,13 @@
 """VCF and BCF as streams of records: the one reader of every verb, and what a record lacks."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
+
+import pysam
 
 from megabase.errors import InputError, UnknownContigError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, decode
@@ -15,9 +15,6 @@ from megabase.genome.files import beginning, numbered_lines
 from megabase.genome.interval import one_based, zero_based
 from megabase.genome.left_out import REASONS, Reason
 from megabase.genome.store import Genome
-
-if TYPE_CHECKING:
-    from pysam import VariantFile
 
 _BASES = frozenset("ACGTacgt")  # what a model can read as an allele
 _IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)  # what VCF allows in REF
@@ -48,13 +45,13 @@ class VcfRecord:
     alts: tuple[str, ...]
 
     @classmethod
-    def of(cls, line: int, contig: str, position: int, ref: str, *alts: str) -> VcfRecord:
+    def of(cls, line: int, contig: str, position: int, ref: str, *alts: str) -> Self:
         """Make a record that has nothing but these."""
         fields = (contig, str(one_based(position)), ".", ref, ",".join(alts) or ".", *"...")
         return cls(line, fields, contig, position, ref, alts)
 
     @classmethod
-    def read(cls, path: str | Path, *, sites: bool = False) -> Iterator[VcfRecord]:
+    def read(cls, path: str | Path, *, sites: bool = False) -> Iterator[Self]:
         """Stream the records of a VCF (plain, gzip, bgzip) or BCF file, in file order.
 
         `sites` drops the columns of the genotypes at once. An InputError names file and line of the
@@ -84,7 +81,7 @@ class VcfRecord:
     @classmethod
     def checked(
         cls, path: Path, store: Genome | None, advice: str | None = ""
-    ) -> Iterator[tuple[VcfRecord, int | None, Reason | None]]:
+    ) -> Iterator[tuple[Self, int | None, Reason | None]]:
         """Stream the sites of a file with what a genome says: record, contig index and reason.
 
         The reason is why no allele can be used (:meth:`check`); without a genome, only ``NO_ALT``
@@ -172,10 +169,8 @@ def row_unit(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _open_bcf(path: Path) -> Iterator[VariantFile]:
+def _open_bcf(path: Path) -> Iterator[pysam.VariantFile]:
     """Open a BCF (or VCF) file without a word on standard error about an index it does not need."""
-    import pysam
-
     before = pysam.set_verbosity(0)
     try:
         file = pysam.VariantFile(str(path))

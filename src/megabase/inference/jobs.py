@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import polars as pl
+import torch
 
 from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
@@ -187,8 +188,6 @@ def _naming_the_file(verb: Callable[[Any, Any], _Part], name: str, ready: Any, c
 
 def _worker_count(device: str | None) -> int:
     """Give the number of GPUs, or of cores when the CPU computes (one thread each)."""
-    import torch
-
     if device in (None, "cuda") and torch.cuda.is_available():
         return torch.cuda.device_count()
     if device in (None, "cpu"):
@@ -198,8 +197,6 @@ def _worker_count(device: str | None) -> int:
 
 def _worker_device(device: str | None, index: int) -> str | None:
     """Give the device of a process: each takes a GPU of its own while there are some."""
-    import torch
-
     if device in (None, "cuda") and torch.cuda.is_available():
         return f"cuda:{index % torch.cuda.device_count()}"
     return device

@@ -28,6 +28,8 @@ from megabase.errors import InputError, OutputError
 from megabase.genome import files
 from megabase.genome.files import writing
 from megabase.genome.signal import BIGWIG, bigwigs
+from megabase.ops import backend
+from megabase.training.run_folder import differences
 from megabase.untrusted import read_json
 
 _MANIFEST = "manifest.json"  # what is computed
@@ -190,8 +192,6 @@ class PartFolder:
         manifest = self.path / _MANIFEST
         if manifest.is_file():
             if resume:
-                from megabase.training.run_folder import differences
-
                 held = read_json(manifest, OutputError)
                 if "device" not in held:  # gathered shards: nothing is left to compute
                     record.pop("device", None)
@@ -306,8 +306,6 @@ class PartFolder:
 
 def _record(provenance: Provenance, device: str | None) -> dict[str, Any]:
     """Give what parts have to share: backends and devices round differently, so they are in it."""
-    from megabase.ops import backend
-
     where = {"backend": backend.active()} | ({} if device is None else {"device": device})
     return {**json.loads(provenance.to_json()), **where}
 
@@ -335,8 +333,6 @@ def gather_shards(
         first = first or {**about, "count": count}
         other = [name for name, value in (about | {"count": count}).items() if first[name] != value]
         if other:
-            from megabase.training.run_folder import differences
-
             pair = (first["manifest"], about["manifest"])
             more = "; ".join([*differences(*pair).values()][:3]) or f"other {other[0]}"
             raise OutputError(f"{path} is of another run than {folders[0]} ({more})")

@@ -17,11 +17,7 @@ from transformers.utils.generic import can_return_tuple
 
 from megabase.errors import sequence_too_long
 from megabase.layers.backbone import Backbone, Block, Embeddings, SelfAttention
-from megabase.layers.hyena import (
-    FilterOptions,
-    HyenaFilter,
-    HyenaOperator,
-)
+from megabase.layers.hyena import FilterOptions, HyenaFilter, HyenaOperator
 from megabase.layers.linear import ResidualLinear, can_read
 from megabase.models.base import (
     DNAModel,

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import yaml
+
 from megabase.settings import (
     BudgetConfig,
     HeadConfig,
@@ -452,8 +454,6 @@ def to_yaml(config: RunConfig) -> str:
 
     Paths of files become absolute; stages that follow from the data are left out.
     """
-    import yaml
-
     values = json.loads(json.dumps(asdict(config)))  # lists, where settings have tuples
     for name in _OF_ONE_CALL:
         values.pop(name, None)

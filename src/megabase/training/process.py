@@ -7,6 +7,8 @@ before either is loaded.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import logging
 import os
 import signal
 import sys
@@ -18,13 +20,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from megabase.errors import ConfigError
+from megabase.settings import DeviceConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
-
-    from megabase.settings import DeviceConfig
 
 
 _PRECISION = {
@@ -47,8 +48,6 @@ their gaps on the heap would take as much as what is used."""
 
 def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
     """Build Fabric, for the caller to launch; a ConfigError when the machine lacks the devices."""
-    import logging
-
     import torch
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -129,8 +128,6 @@ def keep_freed_memory(mapped: int = _MAPPED) -> bool:
     twice the memory. False where the C library is not glibc, or ``GLIBC_TUNABLES``, which wins, is
     set.
     """
-    import ctypes
-
     chosen = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if chosen or not sys.platform.startswith("linux"):
         return False

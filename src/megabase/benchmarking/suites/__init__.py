@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
+
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.data.labeled import Kind, LabeledSequences
 from megabase.errors import InputError
@@ -85,8 +87,6 @@ def published(suite: str, task: str | int, metric: str = "") -> tuple[Mapping[st
     A figure has model, value (in [0, 1]), source (paper and table), metric, protocol (published:
     the best epoch on the test rows; cv5; holdout) and spread (behind the plus-minus sign).
     """
-    import yaml
-
     file = resources.files("megabase.benchmarking.suites").joinpath("published.yaml")
     found: list[Mapping[str, Any]] = []
     for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get(suite, ()):

@@ -6,8 +6,6 @@ settings (1000 trees of depth 3, learning rate 0.1, softmax). The paper names ne
 its split, so test genes are drawn here with the run's seed, class by class.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter
@@ -81,7 +79,7 @@ def _require() -> None:
         MissingDependencyError.load(package, "biotype", "boosted trees on embeddings")
 
 
-def _fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[str, Any]:
+def _fit(config: BenchmarkConfig, job: "Job", output: Path, folder: Path) -> dict[str, Any]:
     """Embed the genes, train and test the trees; keeps embeddings in `output`."""
     from xgboost import XGBClassifier
 

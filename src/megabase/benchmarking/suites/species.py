@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, SpeciesConfig
 from megabase.benchmarking.suites import Suite, Task, choose_tasks, published
+from megabase.data.hashing import Draws
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet
@@ -156,8 +157,6 @@ def _number(record: _Record, split: str) -> int:
 
 def _part_of(number: int) -> str:
     """Deal numbers out by hash, 70 to 10 to 20, the same in every species."""
-    from megabase.data.hashing import Draws
-
     place = Draws(number).key / 2**64
     return "train" if place < 0.7 else "valid" if place < 0.8 else "test"
 

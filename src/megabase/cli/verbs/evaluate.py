@@ -21,7 +21,7 @@ from megabase.cli.parser import (
 )
 from megabase.cli.streams import note, output, print_table, show_progress
 from megabase.errors import ConfigError, MegabaseError, MissingDependencyError
-from megabase.genome.files import check_output, write_whole
+from megabase.genome.files import check_output, file_digest, write_whole
 from megabase.options import EvaluateOptions, LongContextOptions
 
 if TYPE_CHECKING:
@@ -383,7 +383,6 @@ def _report(args: Namespace) -> None:
 
 def _genome_page(args: Namespace) -> Path:
     from megabase.data.sources import genome_store
-    from megabase.genome.files import file_digest
     from megabase.genome.interval import Interval
     from megabase.models.loading import load
     from megabase.report.genome_page import (
@@ -467,11 +466,7 @@ def _expect(
 ) -> None:
     import numpy as np
 
-    from megabase.evaluate.log_probs import (
-        allele_views,
-        base_probabilities,
-        log_likelihood,
-    )
+    from megabase.evaluate.log_probs import allele_views, base_probabilities, log_likelihood
     from megabase.genome.interval import shared_ends
     from megabase.report.genome_page import Logo, Overlay, Segment, Track
 

@@ -2,12 +2,18 @@
 
 import argparse
 import os
+import platform
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
+from megabase import __file__, __version__
 from megabase.cli.parser import Namespace, Verb, VerbParser, build_parser
 from megabase.cli.streams import print_table
+from megabase.memory import available_bytes
 
 _Row = tuple[str, str, str]
 """ok, missing (of what is optional) or wrong; what; what was found, and how to repair it."""
@@ -31,13 +37,6 @@ def _doctor(_: Namespace) -> int:
 
 def _packages() -> Iterator[_Row]:
     """Compare what is installed with what the distribution asks for."""
-    import platform
-    from importlib import metadata
-
-    from packaging.requirements import Requirement
-
-    from megabase import __file__, __version__
-
     about = f"{__version__}, Python {platform.python_version()}"
     try:
         needs = metadata.requires("megabase") or ()
@@ -73,7 +72,6 @@ def _machine() -> Iterator[_Row]:
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from megabase.memory import available_bytes
     from megabase.ops import backend, kernels, triton
     from megabase.training.run_folder import environment
 

@@ -14,6 +14,7 @@ from megabase.cli.parser import (
     Namespace,
     Verb,
     VerbParser,
+    build_parser,
     given,
     refuse_unused,
     running,
@@ -21,7 +22,9 @@ from megabase.cli.parser import (
 )
 from megabase.cli.streams import note
 from megabase.errors import InputError, OutputError
+from megabase.genome.files import write_json
 from megabase.options import GenerationOptions
+from megabase.untrusted import read_json
 
 if TYPE_CHECKING:
     from megabase.genome.store import Genome
@@ -217,9 +220,7 @@ def _merge(args: Namespace) -> int:
     is missing, unfinished, given twice or of another run is refused. The shards stay.
     """
     from megabase.cli.main import COMMAND, VERBS
-    from megabase.cli.parser import build_parser
     from megabase.inference.parts import gather_shards
-    from megabase.untrusted import read_json
 
     folders = [Path(path) for path in args.shards]
     target = Path(args.output or str(folders[0]).rpartition(".shard-")[0] or folders[0])
@@ -344,7 +345,6 @@ def _refuse(args: Namespace) -> None:
 
 def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genome: Genome) -> None:
     """Print the comparison with a genome, and keep it as JSON."""
-    from megabase.genome.files import write_json
     from megabase.inference.generation.checks import check_generated
 
     check = check_generated([one for one, _ in generated], genome, args.kmer)

@@ -17,6 +17,7 @@ from megabase.cli.parser import (
 )
 from megabase.cli.streams import note
 from megabase.errors import InputError, OutputError
+from megabase.genome.files import numbered_lines
 from megabase.options import AttributeOptions, EmbedOptions, PredictOptions
 
 if TYPE_CHECKING:
@@ -93,8 +94,6 @@ def _plot(args: Namespace, target: Path) -> None:
 
 def _labels(path: Path, names: list[str]) -> list[str]:
     """Read the label of each sequence from two columns."""
-    from megabase.genome.files import numbered_lines
-
     found: dict[str, str] = {}
     for number, line in numbered_lines(path):
         if not line.strip() or line.startswith("#"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+import pysam
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -390,8 +391,6 @@ def generate_file(
         return _describe(prompts, generator)
 
     def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
-        import pysam
-
         packed = target.suffix in (".gz", ".bgz")
         with pysam.BGZFile(str(target), "wb", None) if packed else target.open("wb") as file:
             for part in parts:

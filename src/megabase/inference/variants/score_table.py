@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import pysam.bcftools
+
 from megabase.errors import InputError
 from megabase.genome.files import BGZF_END
 from megabase.genome.interval import one_based, shared_ends
@@ -41,8 +43,6 @@ def write_index(path: Path, longest: int, in_order: bool = True) -> Path | None:
 
     A file that is not in order has none.
     """
-    import pysam.bcftools
-
     for old in (".tbi", ".csi"):
         path.with_name(path.name + old).unlink(missing_ok=True)
     if not in_order:

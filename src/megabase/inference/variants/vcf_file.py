@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import polars as pl
+import pysam.bcftools
 
 from megabase.data.regions import Regions
 from megabase.data.sources import genome_store, no_file
@@ -291,8 +292,6 @@ def _header_lines(
 
 def _merge_vcf(header: Sequence[str], parts: Sequence[Path], target: Path) -> None:
     """Write header and parts as VCF, bgzip VCF or BCF, by the ending of `target`."""
-    import pysam.bcftools
-
     name = target.name.lower()
     packed = name.endswith((".gz", ".bgz"))
     text = target.with_name(f"{target.name}.text") if name.endswith(".bcf") else target

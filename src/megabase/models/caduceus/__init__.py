@@ -29,12 +29,7 @@ from megabase.errors import ConfigError
 from megabase.layers.mamba import BidirectionalMamba, Norm, add_norm
 from megabase.models.base import Problems, refuse_rest
 from megabase.models.checkpoints import reader
-from megabase.models.heads import (
-    MaskedLM,
-    SequenceClassifier,
-    Strand,
-    TokenClassifier,
-)
+from megabase.models.heads import MaskedLM, SequenceClassifier, Strand, TokenClassifier
 from megabase.models.state_space import (
     StateSpaceConfig,
     StateSpacePreTrainedModel,

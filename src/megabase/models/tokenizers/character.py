@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import BatchEncoding
 from transformers.tokenization_utils_base import TruncationStrategy
@@ -261,8 +262,6 @@ class DNATokenizer(TableTokenizer):
         arrays = {key: np.stack(values) if values else nothing for key, values in found.items()}
         if TensorType(tensor_type) == TensorType.NUMPY:
             return BatchEncoding(arrays, encodings)
-        import torch
-
         return BatchEncoding({k: torch.from_numpy(v) for k, v in arrays.items()}, encodings)
 
     def decode(
