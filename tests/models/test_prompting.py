@@ -16,6 +16,7 @@ from megabase.models.adapt.prompt import (
     load_prompt,
     save_prompt,
 )
+from megabase.models.base import checkpoint_activations
 from megabase.models.checkpoints.checks import weights_hash
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -316,3 +317,18 @@ def test_a_prompt_of_before_there_were_layers_to_choose_loads(tmp_path: Path) ->
     assert record.pop("layers") == "first"
     (tmp_path / "prompt.json").write_text(json.dumps(record))
     assert load_prompt(tmp_path, model).spec.layers == "first"
+
+
+@pytest.mark.parametrize("family", ["hyenadna", "gpt", "mamba"])
+def test_layers_that_are_computed_again_read_their_tokens_again(family: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(family)
+        torch.manual_seed(1)
+        prompted = PromptedModel(model, tokens(3, layers="all")).train()
+        if checkpointing:
+            checkpoint_activations(prompted.model)
+        prompted(IDS).logits.sum().backward()
+        assert prompted.deeper is not None
+        gradients.append(prompted.deeper.grad)
+    torch.testing.assert_close(*gradients)

@@ -197,6 +197,14 @@ def test_sequences_must_fit_beside_the_prompt(tmp_path: Path, model: str) -> Non
         ({"head": HeadConfig(freeze=True)}, "always frozen"),
         ({"head": HeadConfig(pooling="max")}, "head.pooling is for prompt.answer head"),
         ({"prompt": PromptSettings(answer="head", letters="labels")}, "letters is for"),
+        (
+            {
+                "prompt": PromptSettings(layers="all"),
+                "activation_checkpointing": True,
+                "checkpointing_stretch": 2,
+            },
+            "layers all needs checkpointing_stretch 1",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(

@@ -355,6 +355,8 @@ class PromptConfig(LabeledConfig):
     def _problems(self) -> Iterator[str]:
         if self.head.freeze:
             yield "head.freeze is set, but the model of a prompt is always frozen"
+        if self.prompt.layers == "all" and self.checkpointing_stretch > 1:
+            yield "prompt.layers all needs checkpointing_stretch 1: the input of every layer"
         if self.genome.tracks or self.head.loss or self.head.scale != "linear":
             yield "genome.tracks, head.loss and head.scale are for finetune"
         if self.prompt.answer == "label_tokens":
