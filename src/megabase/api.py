@@ -99,12 +99,9 @@ _LONGEST_NAME = 255
 
 
 def load(
-    model: ModelSpec = None,
-    *,
-    prompt: str | Path | None = None,
-    device: str | None = "auto",
+    model: ModelSpec = None, *, prompt: str | Path | None = None, device: str | None = "auto",
     dtype: DType | None = None,
-) -> Model:
+) -> Model:  # fmt: skip
     """Load a model: the first step of everything else.
 
     Parameters
@@ -203,13 +200,9 @@ class Model(Loaded):
         return found if isinstance(found, Path) else Path(out)
 
     def calibrate_variants(
-        self,
-        genome: GenomeLike,
-        *,
-        out: File | None = None,
-        regions: Sequence[str] = (),
+        self, genome: GenomeLike, *, out: File | None = None, regions: Sequence[str] = (),
         **options: Unpack[CalibrationOptions],
-    ) -> Path:
+    ) -> Path:  # fmt: skip
         """Score random variants of a genome, for ``calibration=`` of :meth:`score_variants`.
 
         They are drawn from `regions`, everywhere when empty. `out` is ``.npz``; in the folder of
@@ -218,16 +211,10 @@ class Model(Loaded):
         return calibrate_variants(self, _path(genome), out, regions=regions, **options)
 
     def score_all(
-        self,
-        genome: GenomeLike,
-        *,
-        out: File,
-        regions: Sequence[str] = (),
-        bigwig: str | None = None,
-        hub: File | None = None,
-        hub_genome: str | None = None,
+        self, genome: GenomeLike, *, out: File, regions: Sequence[str] = (),
+        bigwig: str | None = None, hub: File | None = None, hub_genome: str | None = None,
         **options: Unpack[EverySnvScoring],
-    ) -> Path:
+    ) -> Path:  # fmt: skip
         """Score every substitution of a genome by ``llr_site``, with a causal model.
 
         Parameters
@@ -303,15 +290,10 @@ class Model(Loaded):
         return predict(self, _codes(sequences, genome), **given)
 
     def predict_track(
-        self,
-        genome: GenomeLike,
-        *,
-        out: File,
-        regions: Sequence[str] | None = None,
-        options: TrackOptions | None = None,
-        calls: str | Path | None = None,
+        self, genome: GenomeLike, *, out: File, regions: Sequence[str] | None = None,
+        options: TrackOptions | None = None, calls: str | Path | None = None,
         **run: Unpack[RunOptions],
-    ) -> list[Path]:
+    ) -> list[Path]:  # fmt: skip
         """Predict every base along a genome, into bigWig or BED; give the files.
 
         Parameters
@@ -346,14 +328,9 @@ class Model(Loaded):
         return attribute(self, _codes(sequences, genome), **given)
 
     def marginalize(
-        self,
-        motif: str | Matrix,
-        backgrounds: Sequences,
-        genome: MaybeGenome = None,
-        *,
-        at: int | Sequence[int] | None = None,
-        **options: Unpack[EffectOptions],
-    ) -> Effect:
+        self, motif: str | Matrix, backgrounds: Sequences, genome: MaybeGenome = None, *,
+        at: int | Sequence[int] | None = None, **options: Unpack[EffectOptions],
+    ) -> Effect:  # fmt: skip
         """Put a motif into backgrounds and give what it does to an output of the model.
 
         Parameters
@@ -368,13 +345,9 @@ class Model(Loaded):
         return marginalize(self, motif, _codes(backgrounds, genome), at, **options)
 
     def ablate(
-        self,
-        sequences: Sequences,
-        start: int | Sequence[int],
-        end: int | Sequence[int],
-        genome: MaybeGenome = None,
-        **options: Unpack[EffectOptions],
-    ) -> Effect:
+        self, sequences: Sequences, start: int | Sequence[int], end: int | Sequence[int],
+        genome: MaybeGenome = None, **options: Unpack[EffectOptions],
+    ) -> Effect:  # fmt: skip
         """Take an interval out of sequences and give what that does to an output of the model.
 
         Its bases, `start` to `end` (0-based half-open, in all sequences or in each), become those
@@ -409,13 +382,9 @@ class Model(Loaded):
         return generate_file(self, out, source, settings, **run)
 
     def evaluate(
-        self,
-        genome: MaybeGenome = None,
-        *,
-        regions: Sequence[str] | None = None,
-        train_regions: Sequence[str] | None = None,
-        options: EvaluateOptions | None = None,
-    ) -> EvaluationResult:
+        self, genome: MaybeGenome = None, *, regions: Sequence[str] | None = None,
+        train_regions: Sequence[str] | None = None, options: EvaluateOptions | None = None,
+    ) -> EvaluationResult:  # fmt: skip
         """Measure the perplexity on held-out DNA, against Markov baselines.
 
         For a model in a run folder, what is None is that of the run.

@@ -95,12 +95,9 @@ def output() -> Console:
 
 
 def print_table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    title: str | None = None,
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None,
     strong: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Print a table; columns whose name begins with ``>`` are numbers, set to the right.
 
     One with a `title` is framed. `strong`: the last row in bold. The last column may be folded.

@@ -146,11 +146,9 @@ def find_seqlets(
 
 
 def _runs(
-    contributions: Sequence[_Floats],
-    codes: list[_Codes],
-    threshold: float,
+    contributions: Sequence[_Floats], codes: list[_Codes], threshold: float,
     lengths: tuple[int, int],
-) -> list[tuple[int, int, int, float]]:
+) -> list[tuple[int, int, int, float]]:  # fmt: skip
     """Give number of the sequence, start, end and p of all seqlets, in order."""
     every = np.concatenate([np.zeros(0), *contributions])
     low, span = every.min(initial=np.inf), np.ptp(every) if len(every) else 0

@@ -31,16 +31,10 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
     """
 
     def __init__(
-        self,
-        model: str | None = None,
-        *,
-        layer: int = -1,
-        pooling: str = "mean",
-        long: str = "error",
-        strands: Averaged = "forward",
-        batch_tokens: int = 1 << 16,
+        self, model: str | None = None, *, layer: int = -1, pooling: str = "mean",
+        long: str = "error", strands: Averaged = "forward", batch_tokens: int = 1 << 16,
         device: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model = model
         self.layer, self.pooling, self.long, self.strands = layer, pooling, long, strands
         self.batch_tokens, self.device = batch_tokens, device

@@ -303,12 +303,9 @@ class CausalLM(GenerationMixin, _LanguageModel):
         return False
 
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, **kwargs: Any,
+    ) -> dict[str, Any]:  # fmt: skip
         """Give everything read so far, as the forward pass takes it."""
         names = ("output_attentions", "output_hidden_states")
         inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}

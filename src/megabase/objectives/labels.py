@@ -198,14 +198,10 @@ class SequenceLabels(_WeighedLabels):
     unit = "sequences"
 
     def __init__(
-        self,
-        kind: Literal["classes", "multi_label", "regression"],
-        *,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
-        double_sigmoid: bool = False,
-        units: Units | None = None,
-    ) -> None:
+        self, kind: Literal["classes", "multi_label", "regression"], *,
+        class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0,
+        double_sigmoid: bool = False, units: Units | None = None,
+    ) -> None:  # fmt: skip
         plain = class_weights is None and not label_smoothing
         if not plain and (kind == "regression" or double_sigmoid):
             raise InputError(
@@ -281,12 +277,9 @@ class NucleotideLabels(_WeighedLabels):
     unit = "bases"
 
     def __init__(
-        self,
-        *,
-        class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
+        self, *, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0,
         tabulate: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(class_weights, label_smoothing)
         self.tabulate = tabulate
 
@@ -429,13 +422,9 @@ class InContext(LabelTokens):
     """
 
     def __init__(
-        self,
-        label_ids: Sequence[int],
-        *,
-        restricted: bool = False,
-        every_answer: bool = False,
+        self, label_ids: Sequence[int], *, restricted: bool = False, every_answer: bool = False,
         prompted: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(label_ids, restricted=restricted)
         self.every_answer, self.prompted = every_answer, prompted
 

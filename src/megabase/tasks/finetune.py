@@ -114,16 +114,9 @@ class LabeledRun:
         self.longest = max(int(found.lengths.max(initial=1)) for found in self.rows.values())
 
     def plan(
-        self,
-        fabric: Fabric,
-        model: Any,
-        save_model: SaveModel,
-        first_lines: Sequence[str],
-        *,
-        lengths: str,
-        label_tokens: LabelTokens | None = None,
-        trains: bool = True,
-    ) -> Plan:
+        self, fabric: Fabric, model: Any, save_model: SaveModel, first_lines: Sequence[str], *,
+        lengths: str, label_tokens: LabelTokens | None = None, trains: bool = True,
+    ) -> Plan:  # fmt: skip
         """Put the plan together; `first_lines` describe the model, `lengths` the sequences.
 
         `label_tokens` is the loss of an answer by label tokens; None for a head.
@@ -229,12 +222,9 @@ class LabeledRun:
         return float(np.clip(round(read / len(self.train), 1), low, high))
 
     def _evaluation(
-        self,
-        split: LabeledSequences,
-        data: LabeledBatches,
-        double_sigmoid: bool,
+        self, split: LabeledSequences, data: LabeledBatches, double_sigmoid: bool,
         label_tokens: LabelTokens | None,
-    ) -> EvalSet:
+    ) -> EvalSet:  # fmt: skip
         """Give what measures a split: plain loss, and metrics over the whole of it."""
         names = self.names
         common: dict[str, Any] = {

@@ -138,12 +138,9 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
 
 
 def _share(
-    model: PreTrainedModel,
-    objectives: Sequence[Any],
-    fabric: Fabric,
-    settings: TrainConfig,
+    model: PreTrainedModel, objectives: Sequence[Any], fabric: Fabric, settings: TrainConfig,
     lengths: Sequence[int],
-) -> None:
+) -> None:  # fmt: skip
     """Let the processes of each reader share every window; refuse what cannot be shared."""
     for objective in objectives:
         if not hasattr(objective, "part"):

@@ -131,13 +131,10 @@ def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSc
 
 
 def execute(
-    config: _Config,
-    prepare: Callable[[_Config, Fabric], Plan],
-    conclude: Callable[[_Config, Done], RunResult],
-    *,
-    dry_run: bool = False,
+    config: _Config, prepare: Callable[[_Config, Fabric], Plan],
+    conclude: Callable[[_Config, Done], RunResult], *, dry_run: bool = False,
     console: Console | None = None,
-) -> RunResult | None:
+) -> RunResult | None:  # fmt: skip
     """Run the skeleton that all verbs share; None after a dry run.
 
     `prepare` builds everything the run needs and writes nothing; `conclude` measures what was

@@ -58,16 +58,9 @@ def _step_seed(seed: int, step: int, reader: int) -> int:
 
 
 def fit(
-    module: nn.Module,
-    objective: Objective,
-    data: Batches,
-    config: TrainConfig,
-    *,
-    fabric: Fabric,
-    save_model: SaveModel,
-    validation: EvalSet | None = None,
-    console: Console | None = None,
-) -> FitResult:
+    module: nn.Module, objective: Objective, data: Batches, config: TrainConfig, *, fabric: Fabric,
+    save_model: SaveModel, validation: EvalSet | None = None, console: Console | None = None,
+) -> FitResult:  # fmt: skip
     """Train a module until the end of the schedule, a signal, or too many bad steps.
 
     `module` is anything the objective can call, which gives sums for ``(module, batch)`` and whose
@@ -199,12 +192,9 @@ def _set_up(
 
 
 def _restore(
-    run: Path,
-    model: _FabricModule,
-    optimizer: _FabricOptimizer,
-    config: TrainConfig,
+    run: Path, model: _FabricModule, optimizer: _FabricOptimizer, config: TrainConfig,
     fabric: Fabric,
-) -> Progress:
+) -> Progress:  # fmt: skip
     finished, progress = Checkpoints(run).finished() if config.resume else [], Progress()
     if finished:  # the newest complete folder, not the link: a kill may fall between the two
         progress = Checkpoints.load(finished[-1], _bare(model), optimizer.optimizer)
@@ -230,14 +220,9 @@ def _shares(point: StagePoint, reader: int, readers: int) -> list[np.ndarray]:
 
 
 def _backward(
-    model: _FabricModule,
-    objective: Objective,
-    batches: Iterator[Batch],
-    point: StagePoint,
-    number: int,
-    fabric: Fabric,
-    stopping: bool,
-) -> dict[str, Tensor]:
+    model: _FabricModule, objective: Objective, batches: Iterator[Batch], point: StagePoint,
+    number: int, fabric: Fabric, stopping: bool,
+) -> dict[str, Tensor]:  # fmt: skip
     """Accumulate the gradient of the mean loss over the global batch; give the global sums."""
     # A known size for the backward pass; the true count is divided by at the end.
     nominal = point.global_batch * point.length
@@ -276,13 +261,9 @@ def _clip(
 
 
 def _validate(
-    model: _FabricModule,
-    validation: EvalSet,
-    config: TrainConfig,
-    fabric: Fabric,
-    progress: Progress,
-    log: RunLog,
-) -> bool:
+    model: _FabricModule, validation: EvalSet, config: TrainConfig, fabric: Fabric,
+    progress: Progress, log: RunLog,
+) -> bool:  # fmt: skip
     """Run over the fixed windows; say whether the monitored metric is the best so far."""
     size = config.eval_batch or config.stages[-1].micro_batch or 8
     result = evaluate(model, validation, size, fabric, config.devices.context_parallel)
@@ -308,15 +289,9 @@ def _validate(
 
 
 def _keep(
-    run: Path,
-    model: _FabricModule,
-    optimizer: _FabricOptimizer,
-    progress: Progress,
-    config: TrainConfig,
-    fabric: Fabric,
-    save_model: SaveModel,
-    log: RunLog,
-) -> None:
+    run: Path, model: _FabricModule, optimizer: _FabricOptimizer, progress: Progress,
+    config: TrainConfig, fabric: Fabric, save_model: SaveModel, log: RunLog,
+) -> None:  # fmt: skip
     """Write a checkpoint and delete those no longer kept. A collective."""
     progress.scaler = fabric.strategy.precision.state_dict() or None
     state = Checkpoints.state_of(_bare(model), optimizer.optimizer)

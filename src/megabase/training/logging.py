@@ -85,14 +85,9 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        path: Path | None,
-        total: int,
-        first: int,
-        console: Console | None,
-        unit: str = "tokens",
-        loggers: Sequence[str] = (),
-    ) -> None:
+        self, path: Path | None, total: int, first: int, console: Console | None,
+        unit: str = "tokens", loggers: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._file = path.open("a") if path is not None else None
         self._loggers, self._open = loggers, ExitStack()
         self._heard: list[Listener] = []

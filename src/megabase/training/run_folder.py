@@ -288,11 +288,9 @@ class RunData(RunFolder):
 
     @staticmethod
     def evaluated(
-        run: RunData | None,
-        genome: Genome | None,
-        regions: Iterable[str] | None,
+        run: RunData | None, genome: Genome | None, regions: Iterable[str] | None,
         train_regions: Iterable[str] | None,
-    ) -> tuple[Genome, Regions, Regions | None]:
+    ) -> tuple[Genome, Regions, Regions | None]:  # fmt: skip
         """Settle the genome, the regions to evaluate on, and the training regions where known.
 
         What is not named is that of the `run` of the model; of its split nothing is taken for a

@@ -128,12 +128,9 @@ def _batch_of(config: TrainConfig, number: int, world: int) -> tuple[int, int]:
 
 
 def _steps_of(
-    config: TrainConfig,
-    number: int,
-    batch: int,
-    world: int,
+    config: TrainConfig, number: int, batch: int, world: int,
     epoch_size: Callable[[int], int | None],
-) -> int | None:
+) -> int | None:  # fmt: skip
     """Give the steps of a stage; None when it runs to the end of the budget."""
     stage = config.stages[number]
     if stage.steps is not None:
