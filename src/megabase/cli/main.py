@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -18,7 +19,7 @@ from typing import Any
 from megabase import __version__
 from megabase.cli.streams import say
 from megabase.errors import MegabaseError
-from megabase.training.process import Terminated, terminable
+from megabase.training.process import Terminated, handling
 
 VERBS: dict[str, tuple[str, str]] = {
     "genome": ("genome", "build, describe and verify genome stores"),
@@ -180,7 +181,7 @@ def _dispatch(arguments: list[str]) -> int:
     _SHOWN_WARNINGS.clear()
     parser, command = build_parser(verb, f"megabase.cli.verbs.{VERBS[verb][0]}")
     try:
-        with terminable():
+        with handling(Terminated.stop, signal.SIGTERM):
             args = parser.instantiate(parser.parse_args(arguments[1:]))
             streams.quiet = args.quiet
             status = command.run(args)

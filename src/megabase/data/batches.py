@@ -121,11 +121,6 @@ class LabeledBatches:
     def __len__(self) -> int:
         return len(self._rows.offsets) - 1
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return int(self._rows.lengths.max(initial=0))
-
     def epoch_size(self, length: int) -> int:
         """Give the number of rows, whatever the length."""
         return len(self)
@@ -298,10 +293,6 @@ class InContextBatches:
     def epoch_size(self, length: int) -> int:
         """Give the number of queries."""
         return len(self)
-
-    def token_count(self, stream: int, first: int, last: int, length: int) -> int:
-        """Count the tokens of the queries from `first` to before `last`."""
-        return (last - first) * self.longest
 
     def rows_of(self, stream: int, indices: _Ints) -> _Ints:
         """Give the query of each index."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from megabase.data.labeled import IGNORED, LabeledSequences
 from megabase.errors import InputError
@@ -108,13 +109,6 @@ def _pearson(outputs: _Outputs, labels: _Labels) -> float:
     return float(np.corrcoef(outputs.astype(np.float64), labels.astype(np.float64))[0, 1])
 
 
-def _mean_ranks(values: _Outputs) -> _Outputs:
-    """Rank values; ties share the mean of their ranks."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[group.reshape(-1)]
-
-
 def _auroc(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
     """Share of (yes, no) pairs in the right order; equal ones count half."""
     below = np.cumsum(no) - no
@@ -144,7 +138,9 @@ METRICS: dict[str, _Metric] = {
     "auroc": _Metric(_ANSWERS, _by_class(_auroc)),
     "auprc": _Metric(_ANSWERS, _by_class(_auprc)),
     "pearson": _Metric(_NUMBERS, _pearson),
-    "spearman": _Metric(_NUMBERS, lambda *pair: _pearson(*map(_mean_ranks, pair))),
+    "spearman": _Metric(
+        _NUMBERS, lambda *pair: _pearson(*(pl.Series(x).rank().to_numpy() for x in pair))
+    ),
     "mse": _Metric(_NUMBERS, lambda a, b: float(np.square(a.astype(float) - b).mean()), False),
 }
 """Metrics by name. ``f1`` is the mean over classes (macro), ``f1_weighted`` that weighted by the

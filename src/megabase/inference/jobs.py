@@ -30,6 +30,7 @@ from megabase.genome.files import is_stream
 from megabase.inference.parts import PartFolder, Provenance, Shard, refuse_existing
 from megabase.models.loading import choose_device, threads
 from megabase.options import Progress, RunOptions
+from megabase.training.process import handling
 
 _Part = pl.DataFrame | str | bytes
 """Result of a chunk: a frame (kept as Parquet), lines of text, or what is kept as it is."""
@@ -281,19 +282,6 @@ def _child(work: Work, output: Path, parts: Path, share: _Share, failed: Any) ->
         sys.exit(2)
 
 
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Let processes begun here ignore Ctrl-C, which goes to all; their parent ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _spawn(
     work: Work, folder: PartFolder, world: int, device: str | None, whole: _Share,
     progress: Progress | None,
@@ -308,7 +296,8 @@ def _spawn(
         told = (work, folder.target, folder.path, share, failed)
         children.append(context.Process(target=_child, args=told, daemon=True))
     try:
-        with _deaf_to_interrupts():
+        # Ctrl-C goes to all processes; this one ends the others.
+        with handling(signal.SIG_IGN, signal.SIGINT):
             for child in children:
                 child.start()
         sizes = [work.items(chunk) for chunk in work.chunks()]

@@ -143,9 +143,16 @@ def keep_freed_memory(mapped: int = _MAPPED) -> bool:
 class Terminated(KeyboardInterrupt):
     """SIGTERM was received; its notes (``add_note``) tell the user how to resume."""
 
+    @classmethod
+    def stop(cls, number: int, frame: FrameType | None) -> None:
+        """Raise it: a handler for :func:`handling`."""
+        raise cls
+
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+def handling(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: int
+) -> Iterator[None]:
     """Let `handler` take signals; outside the main thread, where none can be caught, do nothing."""
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handler) for number in numbers if main}
@@ -154,17 +161,6 @@ def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Raise :class:`Terminated` on SIGTERM; outside the main thread do nothing."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    with _handling(stop, signal.SIGTERM):
-        yield
 
 
 @contextlib.contextmanager
@@ -180,5 +176,5 @@ def stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    with _handling(note, signal.SIGTERM, signal.SIGINT):
+    with handling(note, signal.SIGTERM, signal.SIGINT):
         yield received
