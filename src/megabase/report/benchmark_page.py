@@ -1,14 +1,12 @@
 """The page of a benchmark: tables and plots in one self-contained HTML file."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ from megabase.genome.files import write_whole
 from megabase.report.plots import draw_lengths
 from megabase.report.style import (
     LINE_STYLES,
+    Figure,
     Size,
     Theme,
     as_svg,
@@ -31,9 +30,6 @@ from megabase.report.style import (
     shown_name,
     table,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
 _Values = npt.NDArray[np.floating[Any]]

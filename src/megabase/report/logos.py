@@ -1,19 +1,15 @@
 """Sequence logos and heat maps of substitutions as picture files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError, ReportError
 from megabase.report import style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from megabase.report.style import Axes
 
 LETTER_COLORS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
 """The usual colors of logos: A green, C blue, G orange, T red."""

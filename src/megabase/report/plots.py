@@ -1,7 +1,5 @@
 """Plots: of a run, of an evaluation, of the bases of a region, and a map of embeddings."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter
@@ -9,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from megabase.errors import MissingDependencyError, ReportError
 from megabase.genome.files import write_whole
@@ -21,6 +20,8 @@ from megabase.report.style import (
     LIGHT,
     LINE_STYLES,
     WIDE,
+    Axes,
+    Figure,
     Size,
     Theme,
     as_svg,
@@ -31,11 +32,6 @@ from megabase.report.style import (
     shortened,
     shown_name,
 )
-
-if TYPE_CHECKING:
-    import polars as pl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 _Values = npt.NDArray[np.float64]
@@ -313,8 +309,6 @@ def _label_right(axes: Axes, labels: Sequence[_Label], size: Size) -> None:
 
 def _read_predictions(path: Path, place: str) -> pl.DataFrame:
     """Read the predicted bases of a contig or region (``chr1:1,001-2,000``), sorted by position."""
-    import polars as pl
-
     if not path.is_file():
         raise ReportError(f"there is no file {path}; a run writes it with predictions=True")
     table = pl.scan_parquet(path)

@@ -3,8 +3,6 @@
 A page has pictures and scripts inside, and makes no request to any host.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io
@@ -24,6 +22,8 @@ from megabase.genome.files import check_output, write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:  # imported by what draws: it takes half a second, and is optional
+    Axes = Figure = Any
 
 
 @dataclass(frozen=True)
