@@ -49,6 +49,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python tools/house.py --check
 
 # Two processes of one thread each: most tests do little arithmetic, and Python uses one core.
 test: lint $(VENV)/.demo

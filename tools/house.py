@@ -29,7 +29,7 @@ LIMITS = {
     "comparisons with class names as text": 0,
     "constants without their reason": 0,
     "error classes": 16,
-    "lines": 42_000,
+    "lines": 46_000,  # the goal was 42,000 before the features that came after it
     "files": 200,
     "public classes and functions": 650,
 }
