@@ -43,6 +43,15 @@ def test_plots_of_a_run_show_their_points(
     drawn_by(plots.draw_baselines, evaluation, size=size).check(marks=20, outside=10)
 
 
+def test_a_short_run_shows_each_validation_where_it_was() -> None:
+    once = {"kind": "train", "step": 10, "tokens": 38_400, "stage": 0, "length": 80, "loss": 0.6}
+    checks = [{"kind": "validation", "step": step, "loss": 0.7} for step in (5, 10)]
+    seen = drawn_by(plots.draw_learning_curve, [*checks, once], size=WIDE)
+    seen.check(marks=3)
+    line = next(line for line in seen.figure.axes[0].lines if len(line.get_xdata()) == 2)
+    assert list(line.get_xdata()) == [19_200, 38_400]
+
+
 def test_steps_without_a_finite_loss_are_left_out(metrics: list[dict[str, Any]]) -> None:
     spoiled = [
         {**record, "loss": math.nan} if i % 7 == 3 and "loss" in record else record

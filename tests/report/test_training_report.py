@@ -219,6 +219,8 @@ def test_training_parameters_come_from_the_optimizer(run_folder: Path) -> None:
                "b::exp_avg": np.zeros(2, np.float32), "w::step": np.zeros(())}  # fmt: skip
     save_file(moments, state / "optimizer.safetensors")
     assert _read_run(run_folder).parameters == 17
+    save_file({**moments, "m::momentum_buffer": np.zeros((4, 4))}, state / "optimizer.safetensors")
+    assert _read_run(run_folder).parameters == 33
 
 
 def test_line_cut_short_by_a_kill_is_passed_over(run_folder: Path) -> None:

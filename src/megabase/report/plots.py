@@ -90,18 +90,19 @@ def draw_learning_curve(
     train = [r for r in known if r["kind"] == "train"]
     validation = [r for r in known if r["kind"] == "validation"]
     tokens = np.array([r["tokens"] for r in train], float)
-    steps = np.array([r["step"] for r in train], float)
     losses: _Values = shape([r["loss"] for r in train])
     what = "perplexity" if perplexity else "loss"
     axes = _add_axes(figure, size, 92 if size is WIDE else 80, what, top=48)
     axes.set_xscale("log")
     smooth = _smoothed(losses, [r["stage"] for r in train])
     axes.plot(tokens, losses, color=theme.muted, linewidth=0.8, alpha=0.45)
-    axes.plot(tokens, smooth, color=theme.muted, linewidth=1.6)
+    alone = "o" if len(train) == 1 else ""  # a line of one point is not seen
+    axes.plot(tokens, smooth, color=theme.muted, linewidth=1.6, marker=alone, markersize=4.5)
     labels: list[_Label] = [(float(smooth[-1]), "training", theme.muted)]
     shown = [float(smooth[-1])]
     if validation:
-        at = np.interp([r["step"] for r in validation], steps, tokens)
+        steps = [0, *(r["step"] for r in train)]
+        at = np.interp([r["step"] for r in validation], steps, [0, *tokens])
         held_out: _Values = shape([r["loss"] for r in validation])
         axes.plot(at, held_out, color=theme.model, marker="o", markersize=4.5)
         labels.append((float(held_out[-1]), "validation", theme.model))
@@ -114,7 +115,8 @@ def draw_learning_curve(
     axes.set_ylim(low, high)
     # The axis begins where the curve comes into sight.
     visible = tokens[losses < high]
-    axes.set_xlim((visible[0] if visible.size else tokens[0]) * 0.9, tokens[-1] * 1.02)
+    first = visible[0] if visible.size else tokens[0]
+    axes.set_xlim(min(first, at[0] if validation else first) * 0.9, tokens[-1] * 1.02)
     _bands(axes, train, theme, size)
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if size is WIDE else (1, 3)))

@@ -33,6 +33,7 @@ class _RunRecord:
     metrics: tuple[Record, ...]
     model: Record
     parameters: int
+    optimizer: str
     checkpoint: str
     result: Record
     """``result.json`` of a run on labeled sequences; empty of pretraining."""
@@ -70,7 +71,8 @@ def _read_run(folder: str | Path) -> _RunRecord:
         raise ReportError(f"{run} holds no checkpoint yet (neither best nor last)")
     return _RunRecord(
         run, config, data, reader.record("environment.json"), tuple(metrics),
-        read_json(best / "config.json", ReportError), reader.parameters(best), best.resolve().name,
+        read_json(best / "config.json", ReportError), reader.parameters(best),
+        config.get("optim", {}).get("name") or reader.optimizer(best), best.resolve().name,
         reader.record("result.json") if labeled else {},
     )  # fmt: skip
 
@@ -457,7 +459,7 @@ def _settings_section(run: _RunRecord) -> str:
         "parameters": f"{run.parameters:,}",
         "checkpoint": run.checkpoint,
         "steps": f"{last['step']:,} of {batch}",
-        "optimizer": f"{optim.get('name', 'adamw')}, learning rate {optim.get('lr', 0):g} "
+        "optimizer": f"{run.optimizer}, learning rate {optim.get('lr', 0):g} "
         f"({optim.get('schedule')}), weight decay {optim.get('weight_decay', 0):g}",
         "precision": str(config.get("precision", "")),
         "seed": str(config.get("seed", "")),

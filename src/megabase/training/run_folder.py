@@ -104,8 +104,14 @@ class RunFolder:
         """Count trained weights, shared ones once: those with a moment in the optimizer."""
         moments = checkpoint / "training_state" / "optimizer.safetensors"
         sizes = self._tensor_sizes(moments)
-        trained = {name: size for name, size in sizes.items() if name.endswith("exp_avg")}
+        ends = ("exp_avg", "momentum_buffer")  # of AdamW and of Muon
+        trained = {name: size for name, size in sizes.items() if name.endswith(ends)}
         return sum((trained or self._tensor_sizes(checkpoint / "model.safetensors")).values())
+
+    def optimizer(self, checkpoint: Path) -> str:
+        """Tell by its state which optimizer a rule chose, where the settings leave it open."""
+        sizes = self._tensor_sizes(checkpoint / "training_state" / "optimizer.safetensors")
+        return "muon" if any(name.endswith("momentum_buffer") for name in sizes) else "adamw"
 
     def _tensor_sizes(self, path: Path) -> dict[str, int]:
         if not path.is_file():
