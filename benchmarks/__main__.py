@@ -20,6 +20,7 @@ from benchmarks import (
     runtime,
     scaling,
     scan,
+    species,
     step,
     variants,
 )
@@ -41,6 +42,7 @@ MEASUREMENTS = {
     "scan": (scan.ScanConfig, scan.run_scan),
     "prescore": (prescore.PrescoreConfig, prescore.run_prescore),
     "scaling": (scaling.ScalingConfig, scaling.run_scaling),
+    "species": (species.LikelihoodConfig, species.run_likelihood),
     "variants": (variants.VariantsConfig, variants.run_variants),
 }
 """Settings and function of each; the function gives what is written as JSON."""
@@ -48,6 +50,7 @@ PICTURES = {
     "runtime": runtime.save_plots,
     "gpu": gpu_page.save_page,
     "scaling": scaling.save_plot,
+    "species": species.save_plot,
 }
 """What is written beside the JSON."""
 
