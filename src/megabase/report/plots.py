@@ -100,9 +100,9 @@ def draw_learning_curve(
     axes.plot(tokens, smooth, color=theme.muted, linewidth=1.6, marker=alone, markersize=4.5)
     labels: list[_Label] = [(float(smooth[-1]), "training", theme.muted)]
     shown = [float(smooth[-1])]
+    steps = [0, *(r["step"] for r in train)]
+    at = np.interp([r["step"] for r in validation], steps, [0, *tokens])
     if validation:
-        steps = [0, *(r["step"] for r in train)]
-        at = np.interp([r["step"] for r in validation], steps, [0, *tokens])
         held_out: _Values = shape([r["loss"] for r in validation])
         axes.plot(at, held_out, color=theme.model, marker="o", markersize=4.5)
         labels.append((float(held_out[-1]), "validation", theme.model))
@@ -116,7 +116,7 @@ def draw_learning_curve(
     # The axis begins where the curve comes into sight.
     visible = tokens[losses < high]
     first = visible[0] if visible.size else tokens[0]
-    axes.set_xlim(min(first, at[0] if validation else first) * 0.9, tokens[-1] * 1.02)
+    axes.set_xlim(min([first, *at[:1]]) * 0.9, tokens[-1] * 1.02)
     _bands(axes, train, theme, size)
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if size is WIDE else (1, 3)))
