@@ -128,6 +128,24 @@ def test_wrong_options_come_before_an_existing_output_and_are_written_as_flags(
     assert "=True" not in error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "score default n.bed --genome g.fa -o n.tsv", "variants default n.vcf g.fa -o n.tsv",
+        "ism default chr9:1-9 g.fa -o n.tsv", "report --genome g.fa --region chr9:1-9 -o n.html",
+        "evaluate default --genome g.fa --regions chr9",
+    ],
+)  # fmt: skip
+def test_an_unknown_contig_names_the_file_that_was_given(
+    words: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a store that was built of it in a folder of its own."""
+    monkeypatch.chdir(place)
+    (place / "n.bed").write_text("chr9\t1\t9\n")
+    (place / "n.vcf").write_text((place / "v.vcf").read_text() + "chr9\t5\t.\tA\tC\t.\t.\t.\n")
+    assert "genome 'g' (g.fa) has no contig 'chr9'" in error_of(words, capsys)
+
+
 def test_python_is_told_python_options(place: Path) -> None:
     with pytest.raises(ValueError, match=r"use overwrite=True$"):
         Genome.build(place / "g.fa", place / "g.mb")

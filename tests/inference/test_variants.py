@@ -15,6 +15,7 @@ import megabase as mb
 from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
+from megabase.genome.vcf import VcfRecord
 from megabase.inference.scoring import STRANDS
 from megabase.inference.variants.methods import METHODS as METHODS_OF
 from megabase.inference.variants.methods import PLACEMENTS, AlleleWindows
@@ -357,6 +358,9 @@ def test_what_cannot_be_scored_says_why(
     ]  # fmt: skip
     assert table["llr_window"].is_null().to_list() == [reason is not None for reason in
                                                        table["reason"]]  # fmt: skip
+    for ref, said in (("N", "found 'N'"), ("A", "REF, or the genome there, holds letters other")):
+        record = VcfRecord.of(1, "chr1", 100, ref, "C")
+        assert said in record.why_unusable(store, "REF_NOT_BASES")
 
 
 def test_masked_model_hides_the_allele(contigs: dict[str, str], store: Genome) -> None:

@@ -288,7 +288,7 @@ def genome_store(path: Genome | str | Path) -> Iterator[Genome]:
         yield Genome(path)
         return
     with tempfile.TemporaryDirectory(prefix="megabase-") as folder:
-        store = Genome.build(path, Path(folder) / "genome.mb")
+        store = Genome.build(path, Path(folder) / path.name)  # the name that messages say
         warn_ambiguous(store.metadata.iupac_letters, path)
         yield store
 

@@ -14,11 +14,11 @@ Reason = Literal[
 REASONS: dict[Reason, str] = {
     "UNKNOWN_CONTIG": "the genome has no such contig",
     "OUTSIDE_CONTIG": "it lies outside the contig, or reaches past its end",
-    "REF_NOT_BASES": "REF holds something else than A, C, G, T",
+    "REF_NOT_BASES": "REF, or the genome there, holds letters other than A, C, G, T",
     "REF_MISMATCH": "REF differs from the genome",
     "NO_ALT": "the record has no alternative allele",
     "SYMBOLIC_ALT": "a symbolic allele, breakend or *, not a sequence",
-    "ALT_NOT_BASES": "ALT holds something else than A, C, G, T",
+    "ALT_NOT_BASES": "ALT holds letters other than A, C, G, T",
     "ALT_IS_REF": "ALT is REF",
     "CONTIG_TOO_SHORT": "the contig is shorter than a window around the variant",
     "TOO_NEAR_END": "the end of the contig leaves no window that holds both alleles",

@@ -57,6 +57,7 @@ class Genome:
     """
 
     def __init__(self, path: str | Path) -> None:
+        self._given = Path(path).name  # what messages say: a FASTA file, not the store beside it
         self.path: Path = _store_of(Path(path).absolute())
         self.metadata = Metadata.read(self.path)
         self.contigs: tuple[Contig, ...] = self.metadata.contigs
@@ -140,7 +141,7 @@ class Genome:
         alias = next((one for one in contig_aliases(name) if one in self._index), None)
         if alias is None:
             raise UnknownContigError(
-                f"genome {self.name!r} ({self.path.name}) has no contig {name!r}; "
+                f"genome {self.name!r} ({self._given}) has no contig {name!r}; "
                 + _nearest_contigs(name, self._index)
             )
         warn(

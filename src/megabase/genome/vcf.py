@@ -140,7 +140,7 @@ class VcfRecord:
         """Say in words what is wrong with the record (:meth:`check`) or its alleles."""
         if reason == "OUTSIDE_CONTIG" and self.position < 0:
             return f"POS must be 1 or more, found {one_based(self.position)}"
-        if reason == "REF_NOT_BASES":
+        if reason == "REF_NOT_BASES" and not (self.ref and _BASES.issuperset(self.ref)):
             return f"REF must be one base or more, found {self.ref[:20]!r}"
         if store is None or reason not in _PLACELESS:
             alts = ",".join(self.alts)[:40] or "."
