@@ -106,6 +106,7 @@ def test_dry_run_writes_nothing(table: Path, capsys: pytest.CaptureFixture[str])
     ("more", "message"),
     [
         (["--table.label", "class"], "has no column 'class'"),
+        (["--table.label", "class"], "name the right one (--table.label)"),
         (["--valid", "/nowhere.csv"], "there is no file /nowhere.csv"),
         (["--epoch", "3"], "did you mean '--epochs'"),
         (["--head.poling", "max"], "did you mean '--head.pooling'"),

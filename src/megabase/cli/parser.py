@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _Config = TypeVar("_Config", bound=Settings)
 
-MODEL = "model folder, run folder, preset or Hub name; default: the model in the package"
+MODEL = "model folder, run folder, preset or Hub name; `default` is the model in the package"
 """Help of the argument MODEL."""
 _EXAMPLES = "examples:\n"  # marks a text of examples, whose lines are not to be filled
 _PATTERNS = (
@@ -52,12 +52,14 @@ _PATTERNS = (
 )
 _KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text",
-    "dict": "{name: value}",
+    "dict": "{name: value}", "tuple": "a list",
 }  # fmt: skip
 """How a type of Python is called in a message, for readers who do not know Python."""
+_TYPE = r"(?:<class '(\w+)'>|typing\.Literal\[([^]]*)\])"  # as jsonargparse writes it
 _PYTHON_OPTION = re.compile(
     # Not inside a path or a word: resume=True, long='chunks', resplit=0.25, genome=...
     r"(?<![\w/.=-])(?P<name>[a-z_][\w.]*)=(?P<value>True|False|'[^']*'|\d+(?:\.\d+)?|\.\.\.)"
+    r"|(?<=\()(?P<field>[a-z_]+\.[\w.]+)(?=\))"  # alone in parentheses: (table.label)
 )
 _SEARCHED = 10_000  # characters that are searched: jsonargparse may quote a whole recipe
 _LONGEST = 400
@@ -133,7 +135,7 @@ class VerbParser(ArgumentParser):
         known |= {action.dest: action for action in self._every_action()}
 
         def flag(match: re.Match[str]) -> str:
-            action, value = known.get(match["name"]), match["value"]
+            action, value = known.get(match["name"] or match["field"]), match["value"] or "..."
             if action is None:
                 return match[0]
             if action.nargs == 0 or value == "..." or not action.option_strings:
@@ -157,8 +159,8 @@ class VerbParser(ArgumentParser):
     def _written(self, dest: str) -> str:
         """Write an argument as it is typed: --output, FILE."""
         names = (dest, dest.rpartition(".")[2])
-        found = (_typed(action) for action in self._every_action() if action.dest in names)
-        return next(found, f"--{dest}")
+        found = (_typed(a) for name in names for a in self._every_action() if a.dest == name)
+        return next(found, dest if self.fields else f"--{dest}")  # of a list such as stages
 
     def _explain(self, message: str) -> str:
         """Say in one line what jsonargparse complains about."""
@@ -193,6 +195,8 @@ class VerbParser(ArgumentParser):
             verb = "is" if len(missing) == 1 else "are"
             recipe = " (as flags or in the recipe of --config)" if names else ""
             text = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+            lists = [a.choices for a in self._actions if a.dest in wanted and a.choices]
+            recipe += "".join(f" (one of {', '.join(map(str, choices))})" for choices in lists)
             return f"{text} {verb} missing{recipe}; {help_hint}"
         if match := re.search(r'[Kk]ey "([\w.]+)" is required', text):
             return f"{match[1]} is missing; give it in the recipe or as {self._written(match[1])}"
@@ -205,15 +209,16 @@ class VerbParser(ArgumentParser):
             what = "" if match[1] == "action" else f"{name}: "
             return f"{what}there is no {match[2]}; one of " + match[3].replace("'", "")
         if key:
-            name = key[1] if names else self._written(key[1])
-            kind = re.search(r"Expected a <class '(\w+)'>\. Got value: (.*)", text)
+            name = self._written(key[1])
+            kind = re.search(rf"Expected a {_TYPE}\. Got value: (.*)", text)
             kind = kind or re.search(  # of what may be left open
-                r"Subtypes: \[(?:<class '\w+'>, )*<class '(\w+)'>, <class 'NoneType'>\]"
+                rf"Subtypes: \[(?:<class '\w+'>, )*{_TYPE}, <class 'NoneType'>\]"
                 r".* Given value: (.*)", text,
             )  # fmt: skip
             if kind:
-                expected = _KINDS.get(kind[1], kind[1])
-                return f"{name}: expected {expected}, found {kind[2][:80]!r}"
+                choices = " or".join((kind[2] or "").replace("'", "").rsplit(",", 1))
+                expected = choices or _KINDS.get(kind[1], kind[1])
+                return f"{name}: expected {expected}, found {kind[3][:80]!r}"
             text = text.replace(f'Parser key "{key[1]}":', f"{name}:")
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

@@ -178,8 +178,8 @@ def _bash(known: Mapping[str, Mapping[str, str]]) -> str:
     ]
     lists = [f'      {verb}) options="{" ".join(filter(None, known[verb]))}" ;;' for verb in known]
     verbs = " ".join([*known, "help"])
-    # The verb is the second word; what begins with no dash is a file.
-    text = Path(__file__).parents[1].joinpath("completion.bash").read_text()
+    # The verb is the second word; what begins with no dash is a file. __file__ is of the package.
+    text = Path(__file__).with_name("cli").joinpath("completion.bash").read_text()
     for name, value in (("verbs", [verbs]), ("choices", choices), ("options", lists)):
         text = text.replace(f"@{name}@", "\n".join(value))
     return text
