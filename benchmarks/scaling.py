@@ -1,8 +1,9 @@
 """A scaling law of pretraining: loss against parameters and tokens, and what it says of long runs.
 
-The runs are ordinary ones, for example of sweeps over the tokens at several sizes; the law is
-``loss = floor + a / parameters^p + b / tokens^q`` (nats a base), as Hoffmann et al. fit it
-(arXiv 2203.15556, appendix D.3), each run with its own whole decay of the rate.
+The runs are ordinary ones, for example of sweeps over the tokens at several sizes, each with its
+own whole decay of the rate. The law is ``loss = c * parameters^-p * tokens^-q`` (nats a base): a
+line in the logarithms, the least that has both, since runs on a CPU are few. It has no floor, and
+so says too little of runs far longer than those that it was fitted to.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from benchmarks.harness import BenchError, OtherWork, Say, record
 from megabase.genome.files import write_whole
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 _SIZE = Size(860, 480, 12)
 """Room for five lines, their labels and the runs that are foretold."""
 _UNITS = 1e6
-"""Parameters and tokens are counted in millions while fitting, so that all unknowns are near 1."""
-_HUBER = 1e-3
-"""Relative error from which a run counts linearly, as by Hoffmann et al.; outliers weigh less."""
+"""Parameters and tokens are counted in millions while fitting."""
 
 
 class Point(NamedTuple):
@@ -79,12 +77,12 @@ def run_scaling(config: ScalingConfig, say: Say) -> dict[str, Any]:
     others = OtherWork()
     known = list(itertools.chain.from_iterable(map(_points, config.runs)))
     points = [point for point in known if math.exp(point.loss) <= config.below]
-    if len(points) < len(LAW):
+    if len(points) <= len(LAW):
         raise BenchError(f"a law of {len(LAW)} unknowns needs more than {len(points)} runs")
     law = fit(points)
     rows = []
     for at, point in enumerate(points):
-        without = fit(points[:at] + points[at + 1 :], [law])
+        without = fit(points[:at] + points[at + 1 :])
         left_out = float(predicted(without, [point])[0])
         rows.append(_row(point, law) | {"left_out_error": left_out / point.loss - 1})
     short = [_row(point, law) for point in known if point not in points]
@@ -101,33 +99,25 @@ def run_scaling(config: ScalingConfig, say: Say) -> dict[str, Any]:
     return record("scaling", config, others, law=named, runs=rows, short=short, predictions=found)
 
 
-LAW = ("floor", "a", "p", "b", "q")
-"""Unknowns: floor in nats, a and b with parameters and tokens in millions."""
+LAW = ("c", "p", "q")
+"""Unknowns; parameters and tokens in millions, so that c is the loss at one million of both."""
 
 
-def fit(points: Sequence[Point], starts: Sequence[Any] = ()) -> NDArray[np.float64]:
-    """Fit the law to the logarithms of the losses, from several starts; give its unknowns."""
-    losses = np.log([point.loss for point in points])
-
-    def gaps(law: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.log(predicted(law, points)) - losses
-
-    grid = itertools.product((0.5, 1.0), (0.1,), (0.3, 0.8), (0.2,), (0.3, 0.8))
-    fits = [
-        least_squares(
-            gaps, start, bounds=([0] * len(LAW), [np.inf, np.inf, 2, np.inf, 2]),
-            loss="huber", f_scale=_HUBER,
-        )
-        for start in starts or grid
-    ]  # fmt: skip
-    return min(fits, key=lambda one: one.cost).x
+def fit(points: Sequence[Point]) -> NDArray[np.float64]:
+    """Fit the law to the logarithms of the losses by least squares; give its unknowns."""
+    sizes = -np.log(_sizes(points))
+    rows = np.column_stack([np.ones(len(points)), sizes])
+    c, p, q = np.linalg.lstsq(rows, np.log([point.loss for point in points]))[0]
+    return np.array([np.exp(c), p, q])
 
 
 def predicted(law: NDArray[np.float64], points: Sequence[Point]) -> NDArray[np.float64]:
     """Give the losses that the law says."""
-    floor, a, p, b, q = law
-    sizes = np.array([[point.parameters, point.tokens] for point in points]) / _UNITS
-    return floor + a * sizes[:, 0] ** -p + b * sizes[:, 1] ** -q
+    return law[0] * (_sizes(points) ** -law[1:]).prod(axis=1)
+
+
+def _sizes(points: Sequence[Point]) -> NDArray[np.float64]:
+    return np.array([[point.parameters, point.tokens] for point in points]) / _UNITS
 
 
 def _row(point: Point, law: NDArray[np.float64]) -> dict[str, Any]:

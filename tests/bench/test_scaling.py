@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from benchmarks.__main__ import main
 from benchmarks.harness import BenchError
-from benchmarks.scaling import Point, ScalingConfig, fit, predicted, run_scaling
+from benchmarks.scaling import Point, ScalingConfig, predicted, run_scaling
 
-TRUE = np.array([1.05, 0.05, 0.6, 0.4, 0.35])
+TRUE = np.array([1.22, 0.01, 0.015])
 
 
 def made_up(parameters: int, tokens: int) -> Point:
@@ -36,25 +36,17 @@ def test_the_law_is_found_and_says_what_a_longer_run_comes_to(tmp_path: Path) ->
     runs = ",".join(f'"{tmp_path / name}"' for name in ("50000", "250000", "900000"))
     given = f"[[1900000, 90000000, {math.exp(longer.loss)}]]"
     output = tmp_path / "law.json"
-    short = {"trained_parameters": 50_000, "trained_tokens": 500_000, "valid": {"loss": 2.0}}
+    short = {"trained_parameters": 50_000, "trained_tokens": 500_000, "valid": {"loss": 1.36}}
     (tmp_path / "50000" / "500000").mkdir()
     (tmp_path / "50000" / "500000" / "result.json").write_text(json.dumps(short))
     call = ["scaling", "--runs", f"[{runs}]", "--points", given, "-o", str(output)]
-    assert main([*call, "--below", "6"]) == 0
+    assert main([*call, "--below", "3.6"]) == 0
     found = json.loads(output.read_text())
     assert len(found["runs"]) == 9
     assert [row["tokens"] for row in found["short"]] == [500_000]
-    assert found["predictions"][0]["error"] == pytest.approx(0, abs=2e-3)
-    assert max(abs(row["left_out_error"]) for row in found["runs"]) < 2e-3
+    assert found["predictions"][0]["error"] == pytest.approx(0, abs=1e-9)
+    assert max(abs(row["left_out_error"]) for row in found["runs"]) < 1e-9
     assert output.with_suffix(".svg").read_text().count("parameters") >= 3
-
-
-def test_a_run_far_off_bends_nothing() -> None:
-    points = [made_up(n, d) for n in (50_000, 250_000, 900_000) for d in (10**6, 10**7, 10**8)]
-    points[4] = points[4]._replace(loss=points[4].loss + 0.1)
-    law = fit(points)
-    others = points[:4] + points[5:]
-    np.testing.assert_allclose(predicted(law, others), [one.loss for one in others], rtol=2e-3)
 
 
 def test_too_few_runs_are_refused(tmp_path: Path) -> None:
