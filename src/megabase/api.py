@@ -269,7 +269,7 @@ class Model(Loaded):
         given = _checked(options, out)
         if out is not None:
             return embed_file(self, _file(sequences, genome), out, **given)
-        return embed(self, _codes(sequences, genome), **given)
+        return embed(self, _read(sequences, genome), **given)
 
     @overload
     def predict(
@@ -287,7 +287,7 @@ class Model(Loaded):
         given = _checked(options, out)
         if out is not None:
             return predict_file(self, _file(sequences, genome), out, **given)
-        return predict(self, _codes(sequences, genome), **given)
+        return predict(self, _read(sequences, genome), **given)
 
     def predict_track(
         self, genome: GenomeLike, *, out: File, regions: Sequence[str] | None = None,
@@ -325,7 +325,7 @@ class Model(Loaded):
         given = _checked(options, out)
         if out is not None:
             return attribute_file(self, _file(sequences, genome), out, **given)
-        return attribute(self, _codes(sequences, genome), **given)
+        return attribute(self, _read(sequences, genome), **given)
 
     def marginalize(
         self, motif: str | Matrix, backgrounds: Sequences, genome: MaybeGenome = None, *,
@@ -342,7 +342,7 @@ class Model(Loaded):
         at
             First base of the motif (0-based), or several, each tried alone; the middle when None.
         """
-        return marginalize(self, motif, _codes(backgrounds, genome), at, **options)
+        return marginalize(self, motif, _read(backgrounds, genome), at, **options)
 
     def ablate(
         self, sequences: Sequences, start: int | Sequence[int], end: int | Sequence[int],
@@ -354,7 +354,7 @@ class Model(Loaded):
         that stand there in dinucleotide shuffles of the whole sequence: a shuffle of a short
         interval alone often gives it back.
         """
-        return ablate(self, _codes(sequences, genome), start, end, **options)
+        return ablate(self, _read(sequences, genome), start, end, **options)
 
     @overload
     def generate(
@@ -473,10 +473,3 @@ def _read(sequences: Sequences, genome: GenomeLike | None, context: int = 0) -> 
     if _is_file(sequences) or genome is not None:
         return list(_file(sequences, genome).read(context=context))
     return [sequences] if isinstance(sequences, str) else sequences
-
-
-def _codes(sequences: Sequences, genome: GenomeLike | None) -> list[Any]:
-    found = _read(sequences, genome)
-    if isinstance(found, Mapping):
-        return list(found.values())
-    return [one.codes if isinstance(one, SequenceItem) else one for one in found]

@@ -16,10 +16,11 @@ import pysam
 import pytest
 import torch
 
+import megabase as mb
 from megabase.cli.main import main
 from megabase.data.regions import Regions
 from megabase.data.sources import genome_store
-from megabase.errors import AmbiguousLettersWarning, UnknownContigError
+from megabase.errors import AmbiguousLettersWarning, InputWarning, UnknownContigError
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 from megabase.inference.ism import ism
@@ -117,6 +118,36 @@ def test_every_verb_reads_tables_and_counts_rna(
     where = "the prompt" if "--prompt " in command else "rna.csv"
     said = f"{where}: 4 letters read as N: U 4; U is RNA: write T for U to keep those bases\n"
     assert capsys.readouterr().err.count(said) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "score lm bare.FILE -o o.tsv", "embed lm bare.FILE -o o.parquet",
+        "embed lm bare.FILE --pooling none -o o.parquet", "predict labels bare.FILE -o o.tsv",
+        "attribute labels bare.FILE --target 1 -o o.parquet",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["fa", "csv", "bed"])
+def test_sequences_of_n_alone_are_counted(
+    command: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their row has numbers as any other, which say nothing."""
+    Path("bare.fa").write_text(f">a\n{'ACGTTGCA' * 3}\n>b\n{'N' * 20}\n>c\nnnN\nRYnn\n")
+    Path("bare.csv").write_text(f"name,sequence\na,ACGTNNAC\nb,{'N' * 20}\nc,nnNRYnn\n")
+    Path("bare.bed").write_text("a\t2\t9\ta\nb\t3\t9\tb\nc\t0\t4\tc\n")
+    place = " --genome bare.fa" if kind == "bed" else ""
+    assert main([*command.replace("FILE", kind).split(), *place.split(), "--workers", "1"]) == 0
+    said = f"bare.{kind}: no A, C, G, T in 2 of the sequences (the first: b)"
+    assert capsys.readouterr().err.count(said) == 1
+
+
+@pytest.mark.parametrize("verb", ["score", "embed", "predict", "attribute"])
+def test_sequences_of_n_alone_are_counted_in_memory(verb: str) -> None:
+    model = mb.load("lm" if verb in ("score", "embed") else "labels")
+    options = {"target": 1} if verb == "attribute" else {}
+    with pytest.warns(InputWarning, match=r"^the sequences: no A, C, G, T in 1 .*first: 1"):
+        getattr(model, verb)(["ACGTNNAC", "NNNNNNNN"], **options)
 
 
 def test_other_programs_read_the_scores_of_every_allele(folder: Path) -> None:

@@ -47,8 +47,7 @@ _PATTERNS = (
     # jsonargparse's wordings: unknown key at the top, in a group, in a list of dataclasses, a flag.
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.\-]+)'"),
     re.compile(r"[Oo]ption '(?P<name>[\w.\-]+)' is not accepted"),
-    re.compile(r"Unrecognized arguments?: --(?P<name>[\w.\-]+)"),
-    re.compile(r"unrecognized arguments?: --(?P<name>[\w.\-]+)"),
+    re.compile(r"[Uu]nrecognized arguments?: --(?P<name>[\w.\-]+)"),
 )
 _KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text",
@@ -169,8 +168,7 @@ class VerbParser(ArgumentParser):
         program = " ".join(self.prog.split()[:2])
         help_hint = f"{program} --help lists what it takes"
         key = re.search(r'Parser key "([\w.]+)"', text)
-        options = [option for action in self._every_action() for option in action.option_strings]
-        switches = [option[2:] for option in options if option[:2] == "--"]
+        switches = [o[2:] for a in self._every_action() for o in a.option_strings if o[:2] == "--"]
         for pattern in _PATTERNS:
             match = pattern.search(text)
             if match is None:

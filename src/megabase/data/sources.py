@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from megabase.data.label_files import TABLE_SUFFIXES, read_sequence_table
 from megabase.data.regions import Regions
-from megabase.errors import GenomeError, InputError
+from megabase.errors import GenomeError, InputError, InputWarning, warn
 from megabase.genome.alphabet import encode, warn_ambiguous
 from megabase.genome.fasta import Header, read_fasta
-from megabase.genome.files import numbered_lines
+from megabase.genome.files import beginning, numbered_lines
+from megabase.genome.format import MAGIC
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_vcf
@@ -41,7 +42,6 @@ _OTHER_FORMATS = {
 """Endings of formats that some verb knows and none reads sequences from."""
 _CHUNK_BASES = 1 << 20  # seconds of work on a CPU: what an interrupted run loses at most
 _CHUNK_SEQUENCES = 4096  # so that short sequences make chunks for several processes too
-_STORE_MAGIC = b"\x89MBG"  # first bytes of a genome store
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,19 @@ class Sequence:
             columns["strand"] = [place and str(place.strand) for place in places]
         columns["length"] = np.array([item.length for item in sequences], dtype=np.int64)
         return columns
+
+    @staticmethod
+    def counted(sequences: "Iterable[Sequence]", where: object) -> "Iterator[Sequence]":
+        """Pass sequences on; warn (InputWarning) at the end of those whose own bases are all N."""
+        bare: list[str] = []
+        for one in sequences:
+            own = one.codes[one.context : len(one.codes) - one.after]
+            if (own & np.uint8(4)).all():  # a bit that A, C, G, T do not have
+                bare.append(one.name)
+            yield one
+        if bare:
+            what = f"no A, C, G, T in {len(bare):,} of the sequences (the first: {bare[0]})"
+            warn(f"{where}: {what}; a model can say nothing of them", InputWarning)
 
 
 @dataclass(frozen=True)
@@ -230,7 +243,7 @@ class SequenceInput:
         bases, most = _CHUNK_BASES // cost, _CHUNK_SEQUENCES // cost
         chunk: list[Sequence] = []
         size = 0
-        for item in self.read(context=context):
+        for item in Sequence.counted(self.read(context=context), self.path):
             if chunk and (size + len(item.codes) > bases or len(chunk) >= most):
                 yield chunk
                 chunk, size = [], 0
@@ -279,12 +292,7 @@ def genome_store(path: Genome | str | Path) -> Iterator[Genome]:
     if not path.is_file():
         why = no_file(path).replace("there is no file", "there is no genome")
         raise InputError(f"{why}; expected a genome store or a FASTA file")
-    try:
-        with path.open("rb") as file:
-            is_store = file.read(len(_STORE_MAGIC)) == _STORE_MAGIC
-    except OSError as error:
-        raise GenomeError(f"cannot read {path}: {error.strerror}") from error
-    if is_store:
+    if beginning(path, 4) == MAGIC[:4]:
         yield Genome(path)
         return
     with tempfile.TemporaryDirectory(prefix="megabase-") as folder:

@@ -1,7 +1,7 @@
 """Sequences as functions take them, cut into windows and run through a model in batches."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.data.regions import Intervals
+from megabase.data.sources import Sequence as Named
 from megabase.errors import InputError
 from megabase.genome.alphabet import PAD, encode, warn_ambiguous
 from megabase.genome.store import Genome
@@ -18,6 +19,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Codes = NDArray[np.uint8]
 _Given = str | bytes | _Codes
+Several = Mapping[str, str] | Iterable[_Given | Named]
+"""Sequences in memory, by name or in order."""
 _Array = NDArray[Any]
 
 Stitch = Literal["center", "before", "average"]
@@ -42,12 +45,20 @@ def require_several(sequences: Iterable[_Item]) -> Iterable[_Item]:
     return sequences
 
 
-def codes_of(sequences: Iterable[_Given]) -> list[NDArray[np.uint8]]:
-    """Give the base codes of several sequences; errors and warnings as :func:`as_codes`."""
+def named_sequences(sequences: Several) -> list[Named]:
+    """Give sequences their names, those of a mapping or numbers from 0; one that has a name as is.
+
+    Errors and warnings are those of :func:`as_codes`, and of sequences without A, C, G, T.
+    """
+    by_name = isinstance(sequences, Mapping)
+    given = sequences.items() if by_name else enumerate(require_several(sequences))
     ambiguous: Counter[str] = Counter()
-    codes = [as_codes(one, ambiguous=ambiguous) for one in require_several(sequences)]
+    found = [
+        one if isinstance(one, Named) else Named(str(name), as_codes(one, ambiguous=ambiguous))
+        for name, one in given
+    ]
     warn_ambiguous(ambiguous, "the sequences")
-    return codes
+    return list(Named.counted(found, "the sequences"))
 
 
 def as_codes(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, MissingDependencyError, OutputError
-from megabase.evaluate.sequences import codes_of, require_readable
+from megabase.evaluate.sequences import named_sequences, require_readable
 from megabase.genome import alphabet
 from megabase.genome.signal import BIGWIG
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
@@ -235,7 +235,7 @@ def attribute(
     """
     own, run = split_options(options, AttributeOptions)
     ready = _Attributor(model, **own, **run)
-    return [ready(one) for one in codes_of(sequences)]
+    return [ready(one.codes) for one in named_sequences(sequences)]
 
 
 def attribute_file(

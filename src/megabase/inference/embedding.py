@@ -28,7 +28,7 @@ from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.sequences import (
     Span,
-    codes_of,
+    named_sequences,
     plan_windows,
     record_name,
     require_readable,
@@ -252,7 +252,7 @@ def embed(
     """Embed sequences, letters or base codes: one vector each. An embedder keeps its options."""
     own, run = split_options(options, EmbedOptions)
     embedder = model if isinstance(model, Embedder) else Embedder(model, **own, **run)
-    codes = codes_of(sequences)
+    codes = [one.codes for one in named_sequences(sequences)]
     vectors, chunks = embedder.pooled(codes)
     return Embeddings(
         vectors=vectors, lengths=np.array([len(c) for c in codes], dtype=np.int64), chunks=chunks,

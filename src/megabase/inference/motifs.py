@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, InputWarning, MissingDependencyError, OutputError, warn
-from megabase.evaluate.sequences import codes_of
+from megabase.evaluate.sequences import named_sequences
 from megabase.genome.alphabet import BASE_BITS, BASES, T, decode, dinucleotide_shuffle, encode
 from megabase.genome.files import atomic_file, check_output, numbered_lines
 from megabase.genome.interval import Strand
@@ -128,7 +128,7 @@ def find_seqlets(
         times the number of motifs. Where it is at most 0.05, motif is the name, and strand the one
         on which it reads as in its file; elsewhere they are null and ``.``.
     """
-    codes = [(one & BASE_BITS).astype(np.uint8) for one in codes_of(sequences)]
+    codes = [(one.codes & BASE_BITS).astype(np.uint8) for one in named_sequences(sequences)]
     if [len(one) for one in contributions] != [len(one) for one in codes]:
         raise InputError("expected a contribution for each base of each sequence, in their order")
     if motifs:
@@ -359,7 +359,8 @@ def marginalize(
     letters = letters.upper()
     if not letters or set(letters) - set(BASES):
         raise InputError(f"a motif is letters A, C, G, T, or a matrix; found {motif!r}")
-    given, rng = codes_of(backgrounds), np.random.default_rng(options.get("seed", 0))
+    given = [one.codes for one in named_sequences(backgrounds)]
+    rng = np.random.default_rng(options.get("seed", 0))
     if shuffles := options.get("shuffles", 0):
         given = [dinucleotide_shuffle(one, rng) for one in given for _ in range(shuffles)]
     changes: list[_Changed] = []
@@ -375,7 +376,8 @@ def ablate(
     end: int | Sequence[int], **options: Unpack[EffectOptions],
 ) -> Effect:  # fmt: skip
     """Take an interval out of sequences, as :meth:`megabase.Model.ablate`."""
-    given, rng = codes_of(sequences), np.random.default_rng(options.get("seed", 0))
+    given = [one.codes for one in named_sequences(sequences)]
+    rng = np.random.default_rng(options.get("seed", 0))
     for one in (start, end):
         if np.ndim(one) and np.shape(one) != (len(given),):
             raise InputError(f"expected one start and end, or {len(given)}, found {one}")

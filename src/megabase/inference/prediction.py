@@ -22,7 +22,7 @@ from megabase.errors import InputError, OutputError
 from megabase.evaluate.sequences import (
     Span,
     Stitch,
-    codes_of,
+    named_sequences,
     plan_windows,
     record_name,
     require_readable,
@@ -272,7 +272,7 @@ def predict(
     """
     own, run = split_options(options, PredictOptions)
     ready = model if isinstance(model, Predictor) else Predictor(model, **own, **run)
-    values = ready.sequences(codes_of(sequences))
+    values = ready.sequences([one.codes for one in named_sequences(sequences)])
     model_of = ready.name, ready.digest
     return Predictions(values, ready.classes, ready.problem, *model_of, ready.both_strands)
 

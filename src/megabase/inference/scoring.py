@@ -6,8 +6,7 @@ letters are read but not scored.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ from megabase.data.sources import Sequence, SequenceInput
 from megabase.data.vocabulary import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
-from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
-from megabase.genome.alphabet import reverse_complement, warn_ambiguous
+from megabase.evaluate.sequences import Several, Span, named_sequences, plan_windows, run_batched
+from megabase.genome.alphabet import reverse_complement
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance, merge_tables, require_suffix
 from megabase.models.loading import Loaded, ModelSpec, load
@@ -82,10 +81,7 @@ class _Options:
             raise InputError(f"stride must lie between 1 and the window, found {self.stride:,}")
 
 
-def score(
-    model: ModelSpec, sequences: Mapping[str, str] | Iterable[str | Sequence],
-    **options: Unpack[ScoreOptions],
-) -> SequenceScores:  # fmt: skip
+def score(model: ModelSpec, sequences: Several, **options: Unpack[ScoreOptions]) -> SequenceScores:
     """Score sequences with a language model, whose mode is restored.
 
     Sequences are DNA texts (named by their number from 0), names and texts, or
@@ -94,16 +90,7 @@ def score(
     """
     own, run = split_options(options, ScoreOptions)
     asked = _Options(**own)
-    by_name = isinstance(sequences, Mapping)
-    named = sequences.items() if by_name else enumerate(require_several(sequences))
-    ambiguous: Counter[str] = Counter()
-    items = [
-        one
-        if isinstance(one, Sequence)
-        else Sequence(str(name), as_codes(one, ambiguous=ambiguous))
-        for name, one in named
-    ]
-    warn_ambiguous(ambiguous, "the sequences")
+    items = named_sequences(sequences)
     loaded = load(model, head="language", device=run.get("device"))
     table = _rows(asked, run.get("batch_tokens", BATCH_TOKENS), loaded, items)
     provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(asked))

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.errors import InputError, MissingDependencyError
-from megabase.evaluate.sequences import codes_of
+from megabase.evaluate.sequences import named_sequences
 from megabase.inference.embedding import Averaged, Embedder
 
 MissingDependencyError.load("sklearn.base", "suites", "SequenceEmbedder", "scikit-learn")
@@ -60,7 +60,7 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
             if not isinstance(item, (str, bytes)):
                 kind = type(item).__name__
                 raise InputError(f"item {number} is {kind}, expected DNA letters as text")
-        return self._ready().pooled(codes_of(texts))[0]
+        return self._ready().pooled([one.codes for one in named_sequences(texts)])[0]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
         """Name the columns: h0, h1, ..."""
