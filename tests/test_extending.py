@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 
 import megabase
-from megabase.errors import ConfigError
+from megabase.errors import ConfigError, MegabaseError
 from megabase.genome.store import Genome
+from megabase.models import load_model
+from megabase.models.adapt.build import build_language_model
 from megabase.models.decoder import MIXERS, register_mixer
 from megabase.models.families import FAMILIES, Family, register_family
+from megabase.models.hyenadna import HyenaDNAConfig
 from megabase.objectives.base import OBJECTIVES, register_objective
 from megabase.registry import Registry
+from megabase.tasks.config import ModelConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -103,6 +107,30 @@ def test_a_family_is_loaded_and_scored(site: Path, work: Path) -> None:
 def test_an_objective_is_pretrained(site: Path, work: Path) -> None:
     verb(site, work, next(text for text in blocks("bash") if "smoothed" in text))
     assert (work / "run-objective/last/config.json").is_file()
+
+
+def test_the_package_holds_the_modules_that_its_entry_points_name() -> None:
+    project = tomllib.loads(blocks("toml")[0])
+    assert project["build-system"]["build-backend"].startswith("setuptools")
+    modules = set(project["tool"]["setuptools"]["py-modules"])
+    assert modules == {n[1] for text in blocks("python") if (n := re.match(r"# (\w+)\.py\n", text))}
+    groups = project["project"]["entry-points"].values()
+    assert modules == {value.split(":")[0] for points in groups for value in points.values()}
+    assert any("pip install" in text for text in blocks("bash"))
+
+
+def test_what_is_not_known_says_how_it_becomes_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
+    for asked, group in (
+        (lambda: MIXERS["unheard"], "mixers"),
+        (lambda: HyenaDNAConfig(n_layer=2, mixers=["unheard", "hyena"]), "mixers"),
+        (lambda: OBJECTIVES["unheard"], "objectives"),
+        (lambda: FAMILIES["unheard"], "families"),
+        (lambda: load_model(tmp_path), "families"),
+        (lambda: build_language_model(ModelConfig(family="unheard"), 64), "families"),
+    ):
+        with pytest.raises(MegabaseError, match=rf"an entry point of megabase\.{group} \(docs/ext"):
+            asked()
 
 
 def test_unknown_and_taken_names_are_refused() -> None:

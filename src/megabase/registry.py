@@ -20,6 +20,7 @@ class Registry(Generic[_T]):
 
     def __init__(self, kind: str, group: str, added: Callable[[_T], None] | None = None) -> None:
         self.kind, self.group, self._added = kind, group, added
+        self.advice = f"your own is installed as an entry point of {group} (docs/extending.md)"
         self._known: dict[str, _T] = {}
 
     def register(self, name: str, value: _T) -> None:
@@ -37,6 +38,7 @@ class Registry(Generic[_T]):
         if name not in self._known:
             near = difflib.get_close_matches(name, self, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"
+            hint = hint if near else f"{hint}; {self.advice}"
             raise ConfigError(f"{self.kind} {name!r} is not known; {hint}")
         return self._known[name]
 

@@ -180,7 +180,7 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
         known = (family.config_class().model_type for family in FAMILIES.values())
         published = model_type is None and "d_model" in content
         hint = "; a published checkpoint becomes a model folder with: megabase convert"
-        hint = hint if published else ""
+        hint = hint if published else f"; {FAMILIES.advice}"
         raise ModelError(
             f"{file}: model_type is {shown(model_type)}; expected one of {', '.join(known)}{hint}"
         )

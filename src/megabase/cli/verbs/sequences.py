@@ -301,13 +301,12 @@ def _draw_logo(
         values = np.array(row["values"], dtype=np.float32)
     path = Path(args.logo)
     method = (args.method or "integrated_gradients").replace("_", " ")
-    title = str(row["name"])
     spans: list[tuple[int, int, str]] = []
     if seqlets is not None:
         named = seqlets.filter(pl.col("number") == row["number"], pl.col("motif").is_not_null())
         spans = named.select("start", "end", "motif").rows()
     save_logo(
-        path, values[part], bases, title=title, ylabel=method, first=first,
+        path, values[part], bases, title=str(row["name"]), ylabel=method, first=first,
         overwrite=args.overwrite, spans=spans,
     )  # fmt: skip
     note(f"wrote {path}")

@@ -71,7 +71,7 @@ def build_language_model(
         fields = {"d_model": spec.d_model, "n_layer": spec.n_layer}
     if name not in FAMILIES or not FAMILIES[name].pretrained:
         known = ", ".join(family.name for family in FAMILIES.values() if family.pretrained)
-        raise ConfigError(f"model.family is {name!r}; pretraining knows {known}")
+        raise ConfigError(f"model.family is {name!r}; pretraining knows {known}; {FAMILIES.advice}")
     family = FAMILIES[name]
     if length is not None and family.length_field is not None:
         fields[family.length_field] = length

@@ -148,7 +148,8 @@ class HyenaDNAConfig(DecoderConfig):
                 self._check_heads(problems)
             problems.demand(
                 len(names) == self.n_layer and all(name in MIXERS for name in names),
-                f"mixers must be one or {self.n_layer} of {', '.join(MIXERS)}, found {self.mixers}",
+                f"mixers must be one or {self.n_layer} of {', '.join(MIXERS)}, "
+                f"found {self.mixers}; {MIXERS.advice}",
             )
         super()._check(problems)
 
