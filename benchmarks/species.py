@@ -222,6 +222,8 @@ def run_likelihood(config: LikelihoodConfig, say: Say) -> dict[str, Any]:
         found["stretches"] = {name: len(np.unique(one.stretch)) for name, one in samples.items()}
         for way, by_species in scores.items():
             found[way] = _measure(config, names, by_species, samples)
+            if way != "kmer":
+                found[way]["ahead"] = _ahead(names, by_species, length)
         say(_line(found))
         lengths.append(found)
     bases: dict[str, dict[str, Any]] = {
@@ -462,17 +464,20 @@ def _measure(
             for number, own in enumerate(answers)
         ]
         found["groups"] = _interval(inside, stretches)
-    length = samples[names[0]].last[0] - samples[names[0]].first[0]
+    return found
+
+
+def _ahead(names: list[str], likelihoods: list[Floats], length: int) -> dict[str, Any]:
+    """Give the bits a base by which the own model is ahead of the best other one."""
     ahead = []
-    for number, own in enumerate(scores):
+    for number, own in enumerate(likelihoods):
         best_other = np.delete(own, number, axis=1).max(1)
-        ahead.append((own[:, number] - best_other) / (length * config.window * LN_2))
+        ahead.append((own[:, number] - best_other) / (length * LN_2))
     each = np.concatenate(ahead)
-    found["ahead"] = {
+    return {
         "mean": float(np.mean([one.mean() for one in ahead])), "sd": float(each.std()),
         "by_species": {n: float(one.mean()) for n, one in zip(names, ahead, strict=True)},
     }  # fmt: skip
-    return found
 
 
 def _interval(
@@ -515,7 +520,10 @@ def save_plot(found: Mapping[str, Any], output: Path) -> list[Path]:
 
 
 def draw_results(results: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """Draw a panel for each result, by title: accuracy against length, and chance."""
+    """Draw a panel for each result, by title: accuracy against length, of groups where there are.
+
+    Chance is always the same species, or the largest group.
+    """
     from megabase.report.style import Size, as_svg
 
     size = Size(330 * len(results) + 60, 330, 12.0)
@@ -533,20 +541,22 @@ def _draw(
              "kmer": ("^:", theme.baseline)}  # fmt: skip
     for axes, (title, found) in zip(panels, results.items(), strict=True):
         lengths = [one["length"] for one in found["lengths"]]
+        groups = found["config"]["groups"]
+        what, chance = ("groups", max(map(len, groups.values()))) if groups else ("accuracy", 1)
         for way, (style, color) in looks.items():
-            known = [one[way]["accuracy"] for one in found["lengths"] if way in one]
+            known = [one[way][what] for one in found["lengths"] if way in one]
             if not known:
                 continue
             values = np.array([[one["value"], one["low"], one["high"]] for one in known]).T
             errors = np.abs(values[1:] - values[0])
             axes.errorbar(lengths, values[0], yerr=errors, fmt=style, color=color, capsize=3,
                           markersize=5, label=WAYS[way])  # fmt: skip
-        axes.axhline(1 / len(found["species"]), color=theme.muted, linewidth=1, label="chance")
+        axes.axhline(chance / len(found["species"]), color=theme.muted, linewidth=1, label="chance")
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
-        axes.set(ylim=(0, 1.03), xlabel="bases of a sample")
+        axes.set(ylim=(0, 1.05), xlabel="bases of a sample")
         axes.set_title(title, loc="left")
         axes.grid(True, axis="y")
     panels[0].set_ylabel("accuracy")
-    panels[-1].legend(frameon=False, fontsize=size.text - 3, loc="best")
+    panels[0].legend(frameon=False, fontsize=size.text - 3, loc="lower right")
