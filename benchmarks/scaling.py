@@ -148,34 +148,42 @@ def save_plot(summary: Mapping[str, Any], output: Path) -> list[Path]:
 
 def _draw(summary: Mapping[str, Any], figure: Figure, theme: Theme, size: Size) -> None:
     """Draw runs as dots, the law as lines, and runs that it was not fitted to as crosses."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
     axes = size.axes(figure, 70, 60, 20, 20)
     axes.set_xscale("log")
     law = np.array([summary["law"][name] for name in LAW])
-    rows, ahead = summary["runs"], summary["predictions"]
+    rows, short, ahead = summary["runs"], summary["short"], summary["predictions"]
     sizes = sorted({row["parameters"] for row in rows})
-    most = max(row["tokens"] for row in rows + ahead)
     for at, parameters in enumerate(sizes):
         own = [row for row in rows if row["parameters"] == parameters]
-        shade = 0.35 + 0.65 * at / max(1, len(sizes) - 1)
-        tokens = np.geomspace(min(row["tokens"] for row in rows), most)
-        line = predicted(law, [Point("", parameters, int(count), 0.0) for count in tokens])
-        inside = tokens <= max(row["tokens"] for row in own)
-        axes.plot(tokens[inside], line[inside], color=theme.model, alpha=shade, linewidth=1.5)
-        axes.plot(tokens, line, "--", color=theme.model, alpha=shade, linewidth=1)
+        color: Any = (theme.model, 0.35 + 0.65 * at / max(1, len(sizes) - 1))
+        first, last = min(row["tokens"] for row in own), max(row["tokens"] for row in own)
+        farthest = max(row["tokens"] for row in rows + ahead)
+        for ends, line in (((first, last), "-"), ((last, farthest), "--")):
+            tokens = np.geomspace(*ends)
+            said = predicted(law, [Point("", parameters, int(count), 0.0) for count in tokens])
+            axes.plot(tokens, said, line, color=color, linewidth=1.5)
         axes.plot(
-            [row["tokens"] for row in own], [row["loss"] for row in own], "o",
-            color=theme.model, alpha=shade, markersize=6, label=f"{parameters:,} parameters",
+            [row["tokens"] for row in own], [row["loss"] for row in own], "o", color=color,
+            markersize=6, label=f"{parameters:,} parameters",
         )  # fmt: skip
-    axes.plot(
-        [row["tokens"] for row in summary["short"]], [row["loss"] for row in summary["short"]], "o",
-        color=theme.muted, fillstyle="none", markersize=5, label="short runs, not fitted",
-    )  # fmt: skip
+        own = [row for row in short if row["parameters"] == parameters]
+        axes.plot(
+            [row["tokens"] for row in own], [row["loss"] for row in own], "o", color=color,
+            markersize=6, fillstyle="none",
+        )  # fmt: skip
     for row in ahead:
         axes.plot(
             row["tokens"], row["loss"], "x", color=theme.baseline, markersize=9, markeredgewidth=2,
-            label=f"{row['parameters']:,}, not fitted: law {row['error']:+.1%}",
+            label=f"{row['parameters']:,} parameters, not fitted: law {row['error']:+.1%}",
         )  # fmt: skip
+    if short:
+        axes.plot([], [], "o", color=theme.muted, fillstyle="none", label="short, not fitted")
     axes.set_xlabel("training tokens")
     axes.set_ylabel("validation loss, nats a base")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(True)
     axes.legend(frameon=False, fontsize=size.text - 2)
