@@ -6,6 +6,7 @@ and the system's reason and status 2, or the output where it belongs. No cell en
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import secrets
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +197,8 @@ def as_nobody() -> Iterator[None]:
     if not ROOT:
         yield
         return
+    with suppress(ImportError):  # it writes into the home of the user when it is first imported
+        importlib.import_module("captum.attr")
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
     try:
