@@ -197,8 +197,10 @@ def as_nobody() -> Iterator[None]:
     if not ROOT:
         yield
         return
-    with suppress(ImportError):  # it writes into the home of the user when it is first imported
-        importlib.import_module("captum.attr")
+    # Nobody reads no module in the home of root, and writes nothing there, as captum does.
+    for name in ("encodings.utf_8_sig", "captum.attr"):
+        with suppress(ImportError):
+            importlib.import_module(name)
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
     try:
