@@ -9,7 +9,6 @@ so says too little of runs far longer than those that it was fitted to.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from benchmarks.harness import BenchError, OtherWork, Say, record
 from megabase.genome.files import write_whole
 from megabase.report.style import Size, Theme, as_svg
 from megabase.settings import Settings
+from megabase.untrusted import parsing, read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,10 +132,11 @@ def _points(folder: str) -> list[Point]:
         raise BenchError(f"{folder} holds no finished run: expected result.json in it")
     found = []
     for path in results:
-        known = json.loads(path.read_text())
-        sizes = known["trained_parameters"], known["trained_tokens"]
-        name = f"{path.parent.parent.name}/{path.parent.name}"
-        found.append(Point(name, *sizes, known["valid"]["loss"]))
+        with parsing(path, BenchError, "expected a run of pretraining with validation"):
+            known = read_json(path, BenchError)
+            sizes = int(known["trained_parameters"]), int(known["trained_tokens"])
+            name = f"{path.parent.parent.name}/{path.parent.name}"
+            found.append(Point(name, *sizes, float(known["valid"]["loss"])))
     return found
 
 
@@ -154,19 +155,20 @@ def _draw(summary: Mapping[str, Any], figure: Figure, theme: Theme, size: Size) 
     axes.set_xscale("log")
     law = np.array([summary["law"][name] for name in LAW])
     rows, short, ahead = summary["runs"], summary["short"], summary["predictions"]
-    sizes = sorted({row["parameters"] for row in rows})
+    sizes = sorted({row["parameters"] for row in rows + short})
     for at, parameters in enumerate(sizes):
         own = [row for row in rows if row["parameters"] == parameters]
         color: Any = (theme.model, 0.35 + 0.65 * at / max(1, len(sizes) - 1))
-        first, last = min(row["tokens"] for row in own), max(row["tokens"] for row in own)
+        tokens = [row["tokens"] for row in own]
         farthest = max(row["tokens"] for row in rows + ahead)
-        for ends, line in (((first, last), "-"), ((last, farthest), "--")):
-            tokens = np.geomspace(*ends)
-            said = predicted(law, [Point("", parameters, int(count), 0.0) for count in tokens])
-            axes.plot(tokens, said, line, color=color, linewidth=1.5)
+        ends = ((min(tokens), max(tokens), "-"), (max(tokens), farthest, "--")) if own else ()
+        for first, last, line in ends:
+            along = np.geomspace(first, last)
+            said = predicted(law, [Point("", parameters, int(count), 0.0) for count in along])
+            axes.plot(along, said, line, color=color, linewidth=1.5)
         axes.plot(
-            [row["tokens"] for row in own], [row["loss"] for row in own], "o", color=color,
-            markersize=6, label=f"{parameters:,} parameters",
+            tokens, [row["loss"] for row in own], "o", color=color, markersize=6,
+            label=f"{parameters:,} parameters",
         )  # fmt: skip
         own = [row for row in short if row["parameters"] == parameters]
         axes.plot(

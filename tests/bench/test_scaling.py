@@ -57,3 +57,6 @@ def test_too_few_runs_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(BenchError, match="more than 1 runs"):
         run_scaling(ScalingConfig(runs=(str(tmp_path),)), print)
+    (tmp_path / "result.json").write_text(json.dumps({"trained_parameters": 1, "valid": {}}))
+    with pytest.raises(BenchError, match="expected a run of pretraining with validation"):
+        run_scaling(ScalingConfig(runs=(str(tmp_path),)), print)
